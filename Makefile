@@ -1,0 +1,49 @@
+# The two commands a newcomer needs are `make speedrun` and `make test`; each sets everything up first.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: speedrun test test-all lint types up down bench lock clean
+
+speedrun: $(READY)  ## train the demo agent, write the report (ARGS="--preset d3 --set training.steps=50")
+	$(BIN)/nanocode speedrun $(ARGS)
+
+test: $(READY)  ## the tests, under 15 minutes on two cores
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-all: $(READY)  ## with the long ones
+	$(BIN)/pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+up: $(READY)  ## Prefect server, worker and deployments on this machine
+	$(BIN)/nanocode up
+
+down: $(READY)
+	$(BIN)/nanocode down
+
+bench: $(READY)  ## every script of benchmarks/; each ends with one JSON line
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+# The lock holds every dependency with its hashes, so pip has nothing to resolve.
+$(READY): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed; install Python 3.11 or name another: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock: $(READY)  ## after a change of the dependencies in pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --extra dev --extra gke pyproject.toml --output-file requirements.lock
+
+clean:  ## remove the environment; the store stays
+	rm -rf $(VENV) *.egg-info
