@@ -1,0 +1,254 @@
+"""A store's files behind an fsspec URL: gs://bucket/prefix, or memory://name and the like.
+
+An object appears whole or not at all, because every write here is one upload of known length; the
+streamed `fs.open(url, "wb")`, which publishes a cut-off object when its `with` block raises, is not
+used. On gs:// create-only and compare-and-swap are decided by the server (object generations). A
+response may get lost after the write has landed and the retry then meets its own object, so a
+conflict is read back: equal content is a success. Other filesystems have no compare-and-swap: there
+a lock of this process stands in, which serves tests and single-process use.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from nanocode_core.errors import StorageError
+from nanocode_core.store.failures import CHOOSE
+from nanocode_core.store.local import Paths, replacing
+
+BLOCK_SIZE = 32 * 2**20
+"""Bytes a request of a large upload; more than twice as fast as gcsfs's 5 MiB."""
+RETRY_SECONDS = 30.0
+"""Time limit for one compare-and-swap, retries included."""
+
+_process_lock = threading.RLock()
+
+
+class RemoteFolder:
+    """Files below an fsspec URL without compare-and-swap of its own."""
+
+    def __init__(self, root: str) -> None:
+        import fsspec
+
+        self._fs, base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        self._base: str = base.rstrip("/")
+
+    def read(self, path: str) -> bytes:
+        """The content of an object."""
+        data: bytes = self._fs.cat_file(self._full(path))
+        return data
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        """The content of an object and its version."""
+        data = self.read(path)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def write(self, path: str, data: bytes) -> None:
+        """Put an object, replacing what was there."""
+        self._fs.pipe_file(self._full(path), data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Put an object unless there is one; whether it holds `data`, put by this call or a retry of it."""
+        try:
+            with _process_lock:
+                self._fs.pipe_file(self._full(path), data, mode="create")
+        except FileExistsError:
+            try:
+                return self.read(path) == data
+            except FileNotFoundError:
+                return False
+        return True
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object; asks for it rather than for fsspec's `exists`, which swallows errors."""
+        try:
+            self._fs.info(self._full(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def list(self, folder: str) -> Paths:
+        """The paths of all objects below a folder, sorted."""
+        start = self._full(folder).rstrip("/") + "/"
+        names: Paths = self._fs.find(start.rstrip("/"))
+        return sorted(name[len(self._base) + 1 :] for name in names if name.startswith(start))
+
+    def delete(self, path: str) -> None:
+        """Delete an object that may be absent."""
+        try:
+            self._fs.rm_file(self._full(path))
+        except FileNotFoundError:
+            return
+
+    def upload(self, source: Path, path: str) -> None:
+        """Put a copy of the local file `source`."""
+        self._fs.put_file(str(source), self._full(path))
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object to the local file `target`."""
+        with replacing(target) as partial:
+            self._fs.get_file(self._full(path), str(partial))
+
+    def compare_and_swap(self, path: str, expected: str | None, data: bytes) -> str | None:
+        """Put `data` if the object is at version `expected` (None: absent); the new version, or None."""
+        with _process_lock:
+            if self._current(path) != expected:
+                return None
+            self.write(path, data)
+            return self._current(path)
+
+    def compare_and_delete(self, path: str, expected: str) -> bool:
+        """Delete the object if it is at version `expected`."""
+        with _process_lock:
+            if self._current(path) != expected:
+                return False
+            self.delete(path)
+            return True
+
+    def _current(self, path: str) -> str | None:
+        try:
+            return self.read_versioned(path)[1]
+        except FileNotFoundError:
+            return None
+
+    def _full(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+
+class Bucket(RemoteFolder):
+    """Files on Google Cloud Storage: gcsfs for bulk work, google-cloud-storage for generation matches.
+
+    The plain gcsfs class is taken on purpose: its extended one asks the storage-control API about the
+    bucket first, which stalls for a minute against servers without that API. What FSSPEC_GCS_* and
+    STORAGE_EMULATOR_HOST say holds for both clients.
+    """
+
+    def __init__(self, root: str) -> None:
+        from gcsfs.core import GCSFileSystem
+
+        # It logs a traceback for what it also raises; raised, it becomes one line.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        self._fs: Any = GCSFileSystem(use_listings_cache=False, block_size=BLOCK_SIZE)
+        self._base = root.partition("://")[2].strip("/")
+        self._root = root
+        self._lock = threading.Lock()
+        self._opened: Any = None
+        self._seen = False
+
+    def read(self, path: str) -> bytes:
+        """The content of an object."""
+        try:
+            return super().read(path)
+        except FileNotFoundError:
+            self._require_bucket()
+            raise
+
+    def read_versioned(self, path: str) -> tuple[bytes, str]:
+        """The content of an object and its generation."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        for _ in range(20):
+            blob = self._bucket().get_blob(self._name(path))
+            if blob is None:
+                self._require_bucket()
+                raise FileNotFoundError(path)
+            try:
+                data: bytes = blob.download_as_bytes(if_generation_match=blob.generation)
+                return data, str(blob.generation)
+            except (NotFound, PreconditionFailed):
+                continue  # replaced between the two requests
+        raise StorageError(f"store {self._root}: {path} changes faster than it can be read; run again")
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object."""
+        there = super().exists(path)
+        if not there:
+            self._require_bucket()
+        return there
+
+    def list(self, folder: str) -> Paths:
+        """The paths of all objects below a folder, sorted."""
+        found = super().list(folder)
+        if not found:
+            self._require_bucket()
+        return found
+
+    def upload(self, source: Path, path: str) -> None:
+        """Put a copy of the local file `source`, its md5 checked against the server's."""
+        self._fs.put_file(str(source), self._full(path), consistency="md5", chunksize=BLOCK_SIZE)
+
+    def download(self, path: str, target: Path) -> None:
+        """Copy an object to the local file `target`."""
+        try:
+            super().download(path, target)
+        except FileNotFoundError:
+            self._require_bucket()
+            raise
+
+    def compare_and_swap(self, path: str, expected: str | None, data: bytes) -> str | None:
+        """Put `data` if the object is at generation `expected` (None: absent); the new one, or None."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        blob = self._bucket().blob(self._name(path))
+        try:
+            blob.upload_from_string(data, if_generation_match=int(expected or 0), retry=_retry(), timeout=RETRY_SECONDS)
+            return str(blob.generation)
+        except PreconditionFailed:
+            pass
+        except NotFound:
+            if expected is None:
+                self._require_bucket()
+                raise
+        try:
+            content, version = self.read_versioned(path)
+        except FileNotFoundError:
+            return None
+        return version if content == data else None
+
+    def compare_and_delete(self, path: str, expected: str) -> bool:
+        """Delete the object if it is at generation `expected`."""
+        from google.api_core.exceptions import NotFound, PreconditionFailed
+
+        try:
+            # Naming the generation too leaves no old version behind in a bucket that keeps versions.
+            self._bucket().blob(self._name(path), generation=int(expected)).delete(
+                if_generation_match=int(expected), retry=_retry(), timeout=RETRY_SECONDS
+            )
+        except (NotFound, PreconditionFailed):
+            return False
+        return True
+
+    def _bucket(self) -> Any:
+        with self._lock:
+            if self._opened is None:
+                from google.cloud import storage
+
+                # Objects need no project, but the client wants a name for one.
+                client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))
+                self._opened = client.bucket(self._base.partition("/")[0])
+            return self._opened
+
+    def _name(self, path: str) -> str:
+        return self._full(path).partition("/")[2]
+
+    def _require_bucket(self) -> None:
+        """Raise where not the object but the bucket is missing: both answer 404."""
+        from google.api_core.exceptions import NotFound
+
+        if self._seen:
+            return
+        try:
+            next(iter(self._bucket().list_blobs(max_results=1)), None)
+        except NotFound:
+            name = self._bucket().name
+            raise StorageError(f"store {self._root}: bucket {name} does not exist; create it, or {CHOOSE}") from None
+        self._seen = True
+
+
+def _retry() -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(RETRY_SECONDS)
