@@ -1,0 +1,82 @@
+"""What a build function sees: its config, its inputs, its work directory, and how to report.
+
+`work` is private and survives a kill: save there, and on the next start go on from what is there.
+`out` becomes the artifact when the build function returns; files under `out/logs/` hold clock times
+and are not part of the content digest. Everything else in `out` must come out the same, byte for
+byte, however often the job was killed on the way.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanocode_core.config import Config
+from nanocode_core.store import Artifact, Store
+
+
+@dataclass
+class Job:
+    """One artifact being built.
+
+    Attributes:
+        inputs: the verified artifacts this one is made of, by stage name; `.path` is local.
+        work: directory for saves; may hold those of an earlier, killed start.
+        out: directory whose files will be the artifact.
+    """
+
+    stage: str
+    fingerprint: str
+    config: Config
+    inputs: dict[str, Artifact]
+    work: Path
+    out: Path
+    store: Store
+    _shown: float = field(default=-1e9, init=False)
+    _first: tuple[float, int] | None = field(default=None, init=False)
+
+    @property
+    def metrics_path(self) -> Path:
+        """The metrics, one JSON object a line."""
+        return self.out / "logs" / "metrics.jsonl"
+
+    def log(self, text: str) -> None:
+        """Print one line, which ends up in the run's log."""
+        print(f"{self.stage}: {text}", flush=True)
+
+    def metric(self, **values: Any) -> None:
+        """Append one line to the metrics. Give `step` where there is one: a resume cuts back to it."""
+        self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.metrics_path.open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop metrics lines whose `step` is beyond `step`, and a last line cut short by a kill."""
+        if not self.metrics_path.exists():
+            return
+        kept = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if value.get("step", 0) <= step:
+                kept.append(line)
+        partial = self.metrics_path.with_suffix(".tmp")
+        partial.write_text("".join(line + "\n" for line in kept))
+        os.replace(partial, self.metrics_path)
+
+    def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
+        """Print a progress line, at most one in five seconds, always the last one."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+        if done < total and now - self._shown < 5:
+            return
+        self._shown = now
+        since, start = self._first
+        left = (now - since) / max(1, done - start) * (total - done) if done > start else None
+        clock = f", {left // 60:.0f}:{left % 60:02.0f} left" if left is not None and done < total else ""
+        self.log(f"{done}/{total} {unit} ({100 * done // max(1, total)}%{clock}){'  ' + note if note else ''}")

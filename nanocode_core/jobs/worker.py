@@ -1,0 +1,116 @@
+"""The worker: `python -m nanocode_core.jobs.worker SPEC` builds one artifact.
+
+The same entry point runs in a local subprocess, a Kubernetes Job and every host of a JobSet. It
+takes the lease of the work directory (waiting for another owner, if there is one), verifies the
+inputs, calls the stage's build function and publishes what that left in `out`.
+"""
+
+import errno
+import importlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from nanocode_core.errors import LeaseLost, StorageError, UserError
+from nanocode_core.jobs import tether
+from nanocode_core.jobs.job import Job
+from nanocode_core.jobs.provenance import Stopwatch, provenance
+from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, JobSpec
+from nanocode_core.store import Lease, Store
+
+
+def main(argv: list[str]) -> int:
+    """Build the artifact of the spec file argv[0]; returns the exit code."""
+    tether.hold()
+    signal.signal(signal.SIGTERM, _preempted)
+    try:
+        if len(argv) != 1:
+            raise UserError("usage: python -m nanocode_core.jobs.worker SPEC.json")
+        run(JobSpec.read(Path(argv[0])))
+        return DONE
+    except (UserError, StorageError) as error:
+        print(f"error: {error}", flush=True)
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                f"error: the disk is full ({error.filename or 'store'}); free some space, then run the same command "
+                "again: it goes on from its last save",
+                flush=True,
+            )
+            return BAD_INPUT
+        traceback.print_exc()
+        return BUG
+    except LeaseLost as error:
+        print(f"preempted: {error}", flush=True)
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return PREEMPTED
+    except Exception:
+        traceback.print_exc()
+        return BUG
+
+
+def run(spec: JobSpec) -> None:
+    """Take the lease, build, publish. Returns at once where the artifact is there by then."""
+    store = Store(spec.config.run.store, cache=Path(spec.config.run.cache))
+    with store.lease(
+        spec.stage,
+        spec.fingerprint,
+        seconds=spec.config.run.lease_seconds,
+        waiting=lambda owner: print(f"{spec.stage}: waiting for {owner}, who is building it", flush=True),
+        lost=_lost,
+    ) as lease:
+        if store.record(spec.stage, spec.fingerprint) is not None:
+            print(f"{spec.stage}: built by another run meanwhile, reused", flush=True)
+            return
+        _build(spec, store, lease)
+
+
+def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
+    work = store.work_dir(spec.stage, spec.fingerprint)
+    out = work / "out"
+    out.mkdir(parents=True, exist_ok=True)
+    with Stopwatch(work / "clock.json") as watch:
+        inputs = {name: store.open(name, key) for name, key in spec.inputs.items()}
+        module, _, function = spec.build.partition(":")
+        job = Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store)
+        metrics = getattr(importlib.import_module(module), function)(job)
+    lease.check()
+    store.publish(
+        stage=spec.stage,
+        version=spec.version,
+        fingerprint=spec.fingerprint,
+        config=spec.identity,
+        inputs={name: artifact.record for name, artifact in inputs.items()},
+        out=out,
+        metrics=metrics,
+        provenance=provenance(watch),
+    )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _preempted(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM: raise in the main thread, so that `finally` blocks run and the lease is given back."""
+    print("preempted: asked to stop", flush=True)
+    raise KeyboardInterrupt
+
+
+def _lost(reason: str) -> None:
+    """Called by the heartbeat thread when the lease is gone: nothing may be written any more."""
+    print(f"preempted: {reason}", flush=True)
+    os._exit(PREEMPTED)
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    # Threads of libraries (compilers, storage clients) must not keep a finished job alive.
+    if threading.active_count() > 1:
+        os._exit(code)
+    sys.exit(code)
