@@ -1,0 +1,1 @@
+"""The GPT: its function, files, losses and generation."""

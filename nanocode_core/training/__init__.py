@@ -1,0 +1,1 @@
+"""Training: one loop, three objectives, and the stages pretrain, sft and dpo."""

@@ -1,0 +1,54 @@
+"""What every training job does first, and what it keeps beside its checkpoints."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from nanocode_core.config import Config
+
+if TYPE_CHECKING:
+    from nanocode_core.jobs.job import Job
+
+
+def prepare_jax(config: Config) -> None:
+    """Keep compiled programs in <run.cache>/jax, so that the next start (or a resume) need not compile."""
+    directory = Path(config.run.cache) / "jax"
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.5}
+    for name, value in settings.items():
+        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+
+
+def remembered(job: "Job", name: str, compute: Callable[[], Any]) -> Any:
+    """The JSON value `name` of an earlier start of this job, or compute and keep it.
+
+    For what is measured before training: after a kill it need not be measured again.
+    """
+    path = job.work / f"{name}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    value = compute()
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value))
+    os.replace(partial, path)
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a content file of an artifact."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def throughput(job: "Job") -> dict[str, float]:
+    """Headline figures from the metrics: the last loss, the median of tokens per second and of MFU."""
+    lines = [json.loads(line) for line in job.metrics_path.read_text().splitlines()]
+    found = {"loss": next(line["loss"] for line in reversed(lines) if "loss" in line)}
+    for name in ("tokens_per_second", "mfu"):
+        values = sorted(line[name] for line in lines if name in line)
+        if values:
+            found[name] = values[len(values) // 2]
+    return found
