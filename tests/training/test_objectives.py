@@ -64,8 +64,7 @@ def pair_batch(pairs: int) -> dict[str, np.ndarray]:
     return {**batch, "reference": (-100 + 20 * random.random((pairs, 2))).astype(np.float32)}
 
 
-@pytest.mark.parametrize("kind", ["ipo", "sigmoid"])
-@pytest.mark.parametrize("beta", [0.1, 0.5])
+@pytest.mark.parametrize(("kind", "beta"), [("ipo", 0.5), ("sigmoid", 0.1)])
 def test_preference_value_and_gradient_equal_their_definition(model: GPT, kind: Any, beta: float) -> None:
     batch = pair_batch(6)
     graph, params = nnx.split(model, nnx.Param)
