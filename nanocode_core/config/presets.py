@@ -45,8 +45,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "corpus": {"characters": 12_000_000, "validation_characters": 200_000},
         "tokenizer": {"vocabulary": 4_096, "train_characters": 12_000_000},
         "model": {"depth": 4, "width": 192, "heads": 3, "sequence": 512, "compute": "float32"},
-        "training": {"tokens": 1_500_000, "batch_sequences": 16, "validation_tokens": 50_000, "validate_every": 50},
-        "sft": {"epochs": 3.0, "batch_sequences": 16},
+        "training": {"tokens": 800_000, "batch_sequences": 8, "validation_tokens": 50_000, "validate_every": 50},
+        "synthetic": {"rollouts": 3_000, "held_out": 144},
+        "sft": {"epochs": 4.5, "batch_sequences": 8},
+        "eval": {"tasks": 144},
         "checkpoints": {"minutes": 0.5},
     },
     # The demo with a few steps a stage: shows in two minutes that an installation works.

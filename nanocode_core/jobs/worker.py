@@ -5,6 +5,7 @@ takes the lease of the work directory (waiting for another owner, if there is on
 inputs, calls the stage's build function and publishes what that left in `out`.
 """
 
+import contextlib
 import errno
 import importlib
 import os
@@ -22,6 +23,9 @@ from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
 from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, JobSpec
 from nanocode_core.store import Lease, Store
+
+CLOCK = "clock.json"
+"""The file in the work directory that adds up the seconds of all starts."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,24 +63,28 @@ def main(argv: list[str]) -> int:
 def run(spec: JobSpec) -> None:
     """Take the lease, build, publish. Returns at once where the artifact is there by then."""
     store = Store(spec.config.run.store, cache=Path(spec.config.run.cache))
-    with store.lease(
-        spec.stage,
-        spec.fingerprint,
-        seconds=spec.config.run.lease_seconds,
-        waiting=lambda owner: print(f"{spec.stage}: waiting for {owner}, who is building it", flush=True),
-        lost=_lost,
-    ) as lease:
-        if store.record(spec.stage, spec.fingerprint) is not None:
-            print(f"{spec.stage}: built by another run meanwhile, reused", flush=True)
-            return
-        _build(spec, store, lease)
+    try:
+        with store.lease(
+            spec.stage,
+            spec.fingerprint,
+            seconds=spec.config.run.lease_seconds,
+            waiting=lambda owner: print(f"{spec.stage}: waiting for {owner}, who is building it", flush=True),
+            lost=_lost,
+        ) as lease:
+            if store.record(spec.stage, spec.fingerprint) is not None:
+                print(f"{spec.stage}: built by another run meanwhile, reused", flush=True)
+                return
+            _build(spec, store, lease)
+    except UserError:
+        _tidy(store.work_dir(spec.stage, spec.fingerprint))
+        raise
 
 
 def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
     work = store.work_dir(spec.stage, spec.fingerprint)
     out = work / "out"
     out.mkdir(parents=True, exist_ok=True)
-    with Stopwatch(work / "clock.json") as watch:
+    with Stopwatch(work / CLOCK) as watch:
         inputs = {name: store.open(name, key) for name, key in spec.inputs.items()}
         module, _, function = spec.build.partition(":")
         job = Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store)
@@ -93,6 +101,15 @@ def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
         provenance=provenance(watch),
     )
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _tidy(work: Path) -> None:
+    """Remove the work directory of a refused job if nothing was saved there."""
+    if any(path.is_file() and path.name != CLOCK for path in work.rglob("*")):
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the folder of the stage stays while other work is in it
+        work.parent.rmdir()
 
 
 def _preempted(signum: int, frame: FrameType | None) -> None:

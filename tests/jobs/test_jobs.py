@@ -94,6 +94,8 @@ def test_failures_are_told_apart_and_leave_no_artifact(tmp_path, function, error
     with pytest.raises(error, match=said):
         launch(toy(function), config, lines)
     assert Store(config.run.store).records() == []
+    if function == "refuse":
+        assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file() and path.name != ".lock"]
     if function == "crash":
         assert any("ZeroDivisionError" in line for line in lines)
 

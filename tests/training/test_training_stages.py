@@ -109,7 +109,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
             time.sleep(0.001)
             left -= len(saves(work) - known)
             known |= saves(work)
-        time.sleep(chance.uniform(0, 0.1))
+        time.sleep(chance.uniform(0, 0.05))
         assert process.poll() is None, "it was over before the kill: " + process.communicate()[0].decode()
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -48,7 +48,7 @@ SETTINGS = {
         "sample_every": 30,
     },
     "sft": {"epochs": 2.0, "batch_sequences": 8, "validate_every": 10},
-    "dpo": {"epochs": 4.0, "batch_pairs": 4, "optimizer": {"matrix_lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3}},
+    "dpo": {"epochs": 6.0, "batch_pairs": 4, "optimizer": {"matrix_lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3}},
     "checkpoints": {"minutes": 10.0, "steps": 3},
 }
 
