@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "training": {"tokens": 800_000, "batch_sequences": 8, "validation_tokens": 50_000, "validate_every": 50},
         "synthetic": {"rollouts": 3_000, "held_out": 144},
         "sft": {"epochs": 4.5, "batch_sequences": 8},
+        "dpo": {"epochs": 0.5},
         "eval": {"tasks": 144},
         "checkpoints": {"minutes": 0.5},
     },

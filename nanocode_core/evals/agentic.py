@@ -2,7 +2,7 @@
 
 A batch is a fixed slice of the tasks, in their order; its outcome depends on the model and the slice
 alone. An outcome is a dict: id, family, solved, reason (what its checks found wrong), turns (of the
-agent), attempts (calls tried, see play.Attempt), solution (tools of the known one, in order), faults
+agent), attempts (calls tried, see play.Attempt), solution (tools that the teacher used, in order), faults
 (why a turn, by its index, is not whole) and the conversation.
 """
 
@@ -21,7 +21,7 @@ from nanocode_core.agent.sandbox import Sandbox
 from nanocode_core.constitution.task import Task
 from nanocode_core.evals.play import Limits, Play
 from nanocode_core.evals.rates import DIGITS, rate, share
-from nanocode_core.tokenizer import Tokenizer
+from nanocode_core.tokenizer import Tokenizer, Turn, from_json
 
 Outcome = dict[str, Any]
 Write = Callable[[Sequence[list[int] | None]], list[list[int]]]
@@ -60,12 +60,25 @@ def read_tasks(file: Path, limit: int) -> list[Task]:
     return [group[turn] for turn in range(rounds) for group in by_family if turn < len(group)][:limit]
 
 
+def tools_used(file: Path) -> dict[str, list[str]]:
+    """The tools that the teacher called for each task id of a rollouts file, in order.
+
+    A task's own solution is only the calls that solve it; a good agent also looks before it edits.
+    """
+    rows = pq.read_table(file, columns=["task", "conversation"]).to_pylist()
+    return {row["task"]: [turn.call.name for turn in _turns(row["conversation"]) if turn.call] for row in rows}
+
+
+def _turns(conversation: str) -> Sequence[Turn]:
+    return from_json(json.loads(conversation)).turns
+
+
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The figures of some outcomes.
 
     valid_call_rate: calls that parse and have a known name and proper arguments, of all attempts.
-    right_tool_rate: places where the tool equals the known solution's, of the longer of both.
-    first_tool_rate: tasks whose first tool does, of those whose solution has a call.
+    right_tool_rate: places where the tool equals the one that the teacher used, of the longer of both.
+    first_tool_rate: tasks whose first tool does, of those in which the teacher used one.
     recovered_rate: tasks solved, of those in which a call failed.
     """
     attempts = [attempt for outcome in outcomes for attempt in outcome["attempts"]]

@@ -17,7 +17,7 @@ from nanocode_core.agent.writer import Writer
 from nanocode_core.constitution.soul import Rules, Soul
 from nanocode_core.constitution.task import Task
 from nanocode_core.data.rows import TokenRows
-from nanocode_core.evals.agentic import Outcome, by_family, play_batch, read_tasks, summary
+from nanocode_core.evals.agentic import Outcome, by_family, play_batch, read_tasks, summary, tools_used
 from nanocode_core.evals.bpb import rollout_bpb, source_bpb
 from nanocode_core.evals.pairs import pair_accuracy
 from nanocode_core.evals.play import Limits
@@ -112,6 +112,10 @@ class Subject:
         raise ValueError(f"no such piece: {piece[0]}")
 
     @cached_property
+    def _used(self) -> dict[str, list[str]]:
+        return tools_used(self._job.inputs["synthetic"].path / "held_out_rollouts.parquet")
+
+    @cached_property
     def _model(self) -> GPT:
         return load_model(self._job.inputs[MODELS[self._name]].path)
 
@@ -127,7 +131,8 @@ class Subject:
         def write(prompts: Sequence[list[int] | None]) -> list[list[int]]:
             return self._writer.write(prompts, limits.max_new)
 
-        return play_batch(tasks, write, self._tokenizer, limits, self._job.work / "scratch")
+        outcomes = play_batch(tasks, write, self._tokenizer, limits, self._job.work / "scratch")
+        return [{**outcome, "solution": self._used.get(outcome["id"], outcome["solution"])} for outcome in outcomes]
 
 
 def headline(evaluation: dict[str, Any]) -> dict[str, Any]:

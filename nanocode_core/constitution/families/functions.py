@@ -5,10 +5,10 @@ import random
 from nanocode_core.constitution.families.family import Family, Past, edit, grep, make, read
 from nanocode_core.constitution.families.words import (
     ADJECTIVES,
-    NOUNS,
     distinct,
     file_name,
     function_name,
+    noun,
     number,
 )
 from nanocode_core.constitution.task import Task
@@ -116,8 +116,8 @@ def _play_rename_function(task: Task, past: Past) -> Turn:
 
 def _add_docstring(rng: random.Random) -> Task:
     name, path = function_name(rng), file_name(rng)
-    verb, noun = name.split("_")
-    text = f"{verb} the {rng.choice(ADJECTIVES)} {noun}" if rng.random() < 0.5 else f"{verb} one {noun}"
+    verb, thing = name.split("_")
+    text = f"{verb} the {rng.choice(ADJECTIVES)} {thing}" if rng.random() < 0.5 else f"{verb} one {thing}"
     source = _module(rng, *_with_other(rng, name))
     head = next(line for line in source.splitlines() if line.startswith(f"def {name}("))
     return make(
@@ -208,7 +208,7 @@ def _fix_operator(rng: random.Random) -> Task:
     verb = rng.choice(list(_SIGNS))
     sign = _SIGNS[verb]
     wrong = rng.choice([other for other in _SIGNS.values() if other != sign])
-    path, name = file_name(rng), f"{rng.choice(ADJECTIVES)}_{rng.choice(NOUNS)}"
+    path, name = file_name(rng), f"{rng.choice(ADJECTIVES)}_{noun(rng)}"
     first, second = rng.choice((("a", "b"), ("x", "y"), ("left", "right"), ("first", "second")))
     parts = [f"def {name}({first}, {second}):\n    return {first} {wrong} {second}"]
     if rng.random() < 0.5:

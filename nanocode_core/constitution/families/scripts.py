@@ -4,7 +4,7 @@ import random
 import re
 
 from nanocode_core.constitution.families.family import Family, Past, bash, create, edit, grep, make, read
-from nanocode_core.constitution.families.words import MODULES, NOUNS, distinct, file_name, number, phrase
+from nanocode_core.constitution.families.words import MODULES, NOUNS, distinct, file_name, noun, number, phrase
 from nanocode_core.constitution.task import Task
 from nanocode_core.tokenizer.conversation import Turn
 
@@ -55,7 +55,7 @@ def _run_file(rng: random.Random) -> Task:
     else:
         output = phrase(rng)
         word, rest = output.split(" ", 1)
-        name = rng.choice(NOUNS)
+        name = noun(rng)
         lines = [f'{name} = "{word}"', f'print({name} + " {rest}")']
     return make(
         "run_file",
@@ -86,7 +86,7 @@ def _play_run_file(task: Task, past: Past) -> Turn:
 
 def _change_text(rng: random.Random) -> Task:
     path, (old, new) = file_name(rng), distinct(rng, phrase, 2)
-    before = [f"{noun} = {number(rng)}" for noun in rng.sample(NOUNS, rng.randrange(3))]
+    before = [f"{name} = {number(rng)}" for name in rng.sample(NOUNS, rng.randrange(3))]
     return make(
         "change_text",
         rng,
@@ -122,7 +122,7 @@ def _play_change_text(task: Task, past: Past) -> Turn:
 def _add_import(rng: random.Random) -> Task:
     path, module = file_name(rng), rng.choice(MODULES)
     other = [f"import {rng.choice([m for m in MODULES if m != module])}"] if rng.random() < 0.4 else []
-    body = [f"{noun} = {number(rng)}" for noun in rng.sample(NOUNS, rng.randrange(1, 4))]
+    body = [f"{name} = {number(rng)}" for name in rng.sample(NOUNS, rng.randrange(1, 4))]
     lines = [*other, *body]
     return make(
         "add_import",
@@ -174,7 +174,7 @@ def _fix_typo(rng: random.Random) -> Task:
     wrong = misspell(rng, right)
     text = phrase(rng).rsplit(" ", 1)[0]
     line = rng.choice((f'print("{text} {wrong}")', f'title = "{text} {wrong}"', f"# the {wrong} of the {text}"))
-    before = [f"{noun} = {number(rng)}" for noun in rng.sample(NOUNS, rng.randrange(3))]
+    before = [f"{name} = {number(rng)}" for name in rng.sample(NOUNS, rng.randrange(3))]
     return make(
         "fix_typo",
         rng,

@@ -36,6 +36,7 @@ def _smalltalk(rng: random.Random) -> Task:
     questions, words = _TOPICS[topic]
     person, other = rng.sample(PEOPLE, 2)
     openings = [
+        "",
         "hi! ",
         "hello, ",
         "hey, ",

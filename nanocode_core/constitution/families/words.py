@@ -1,5 +1,11 @@
-"""The words that tasks are made of: short, common, and few, so that held-out tasks recombine known ones."""
+"""The words that tasks are made of.
 
+Most are short, common and few, so that a small model meets each of them often. But an agent has to
+copy names that it has never seen. So a part of the names is made of rarer words, and a part of words
+that are made up on the spot.
+"""
+
+import keyword
 import random
 from collections.abc import Callable
 
@@ -26,6 +32,27 @@ tent ticket tiger tile time toast token tool tower town toy train tree truck use
 week wheel wind wolf wood word yard year"""
 )
 
+RARER = _words(
+    """account action address alarm album amount anchor angle answer answers archive area argument arrow article asset
+atlas author avatar axis backup badge balance banner batch beacon bill bottom branch bridge buffer button cache
+call camera candle canvas cell chain channel chapter charge client clip cluster column command comment config
+contact content context corner course cover cursor curve customer cycle dash data date debug delay delta demo
+depth detail device diff digit display document domain draft driver edge element engine entry epoch error event
+example factor feature feed fetch filter final finder flow folder font footer form format frame friend front
+function global graph greeting group guide handle hash header heap height hello helper hint history host hour
+icon index info input invoice island job join journal kernel label language lantern layer layout leader ledger
+length letter level library limit link loader local logger loop loss machine main manager matrix meadow member
+memory merge message meter method middle minute mirror mode model module monitor month mountain network node
+object offset option orbit outer output packet panel parser part pass patch pattern payload pixel player plugin
+pocket point pointer policy post power prefix project prompt query question radius range rate ratio reader
+record region report request reset result retry root rotate round route row rule runner sample scale scanner
+schema screen script section sender server session setting shape shift simple single slice slot source space
+speed stack stage start state station status step stream style sum switch system tail target task temp text
+theme thread thumb tick timer title total tracker trip tuple type unit upload url utils vector version video
+view visit voice volume weather web weight welcome widget width window winner worker world wrapper writer zero
+zone"""
+)
+
 ADJECTIVES = _words(
     """big blue bold brave bright calm cold cool dark fair fast fine flat fresh full glad good gray
 great green happy hot kind large late light long loud low mild neat new nice old pink plain proud quick quiet
@@ -40,26 +67,45 @@ tess theo uma vera will zoe"""
 )
 
 
+def noun(rng: random.Random) -> str:
+    """Three times in five a common word, else a rarer one or one that is made up, like tobaki."""
+    kind = rng.random()
+    if kind < 0.6:
+        return rng.choice(NOUNS)
+    return rng.choice(RARER) if kind < 0.8 else made_up(rng)
+
+
+def made_up(rng: random.Random) -> str:
+    """Two or three syllables that are no word of Python."""
+    while True:
+        syllables = [rng.choice("bdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.choice((2, 2, 3)))]
+        word = "".join(syllables) + rng.choice(("", "", "n", "r", "x", "l"))
+        if not keyword.iskeyword(word):
+            return word
+
+
 def function_name(rng: random.Random) -> str:
     """A name like load_apple."""
-    return f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}"
+    return f"{rng.choice(VERBS)}_{noun(rng)}"
 
 
 def constant_name(rng: random.Random) -> str:
     """A name like APPLE_SIZE."""
-    return f"{rng.choice(NOUNS)}_{rng.choice(NOUNS)}".upper()
+    return f"{noun(rng)}_{noun(rng)}".upper()
 
 
 def file_name(rng: random.Random) -> str:
     """A path like apple.py, red_apple.py or src/apple.py."""
-    name = rng.choice(NOUNS) if rng.random() < 0.5 else f"{rng.choice(ADJECTIVES)}_{rng.choice(NOUNS)}"
+    name = noun(rng) if rng.random() < 0.5 else f"{rng.choice(ADJECTIVES)}_{noun(rng)}"
     folder = rng.choice(("", "", "", "src/", "app/", "lib/"))
     return f"{folder}{name}.py"
 
 
 def phrase(rng: random.Random) -> str:
     """Two or three words, as a program might print."""
-    words = [rng.choice(ADJECTIVES), rng.choice(NOUNS)]
+    if rng.random() < 0.3:
+        return " ".join(noun(rng) for _ in range(rng.choice((2, 2, 3))))
+    words = [rng.choice(ADJECTIVES), noun(rng)]
     return " ".join([rng.choice(VERBS), *words] if rng.random() < 0.5 else words)
 
 
