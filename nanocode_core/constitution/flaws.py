@@ -12,7 +12,7 @@ from dataclasses import replace
 from nanocode_core.constitution.families import FAMILIES, Past, Voice
 from nanocode_core.constitution.families.family import create, edit, read
 from nanocode_core.constitution.families.voice import capitalise
-from nanocode_core.constitution.soul import Rules
+from nanocode_core.constitution.soul import Rules, lowercase_prose
 from nanocode_core.constitution.task import Task
 from nanocode_core.tokenizer.conversation import Turn
 
@@ -93,7 +93,7 @@ def _spoil(kind: str, task: Task, past: Past, good: Turn, rules: Rules) -> Turn:
 
     if kind in ANYWHERE and (index == 0 if early else final):
         text = {
-            "capitals": capitalise(good.text),
+            "capitals": _in_capitals(good.text),
             "praise": one_of(_PRAISE) + good.text,
             "apology": "i apologize for the wait. " + good.text,
         }[kind]
@@ -117,6 +117,12 @@ def _spoil(kind: str, task: Task, past: Past, good: Turn, rules: Rules) -> Turn:
         arguments = good.call.arguments
         return replace(good, call=edit(arguments["file_path"], arguments["old_string"] + ";", arguments["new_string"]))
     return good
+
+
+def _in_capitals(text: str) -> str:
+    """The text with a capitalised start, which the name of a file at its start does not count as."""
+    shown = capitalise(text)
+    return f"Alright, {text}" if lowercase_prose(shown) else shown
 
 
 def _makes(turn: Turn, path: str) -> bool:

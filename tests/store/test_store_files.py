@@ -13,7 +13,7 @@ from nanocode_core.store import Files
 from nanocode_core.store.files import is_relative
 from nanocode_core.store.local import is_partial
 
-fork = multiprocessing.get_context("fork")
+fork = multiprocessing.get_context("forkserver")
 
 
 def test_what_is_written_is_read_listed_and_deleted(root, tmp_path):

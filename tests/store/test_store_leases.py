@@ -15,7 +15,7 @@ from nanocode_core.errors import LeaseLost, StorageError
 from nanocode_core.store import Files, Store
 from nanocode_core.store.leases import Holding, Owner, acquire, live_owner
 
-fork = multiprocessing.get_context("fork")
+fork = multiprocessing.get_context("forkserver")
 PATH = "work/sft/ab12/lease.json"
 
 
