@@ -48,12 +48,16 @@ def build(job: "Job") -> dict[str, Any]:
         }
 
     before = remembered(job, "before", lambda: measure(model))
-    rows = {**_rows(data.pairs), "reference": _reference(job, model, data)}
+    rows = _rows(data.pairs)
+
+    def members(step: int) -> NDArray[np.int64]:
+        return batch_rows(step, config.batch_pairs, data.count, job.config.seed)
+
+    rows["reference"] = _reference(job, model, rows, np.unique([members(step) for step in range(steps)]))
     share = np.full(config.batch_pairs, 1 / config.batch_pairs, np.float32)
 
     def batch(step: int) -> HostBatch:
-        chosen = batch_rows(step, config.batch_pairs, data.count, job.config.seed)
-        return {name: array[chosen] for name, array in rows.items()} | {"share": share}
+        return {name: array[members(step)] for name, array in rows.items()} | {"share": share}
 
     tokens_per_step = 2 * config.batch_pairs * (data.pairs.chosen.shape[1] - 1)
     plan = Plan(steps, batch, preference(config.loss, config.beta), tokens_per_step)
@@ -86,7 +90,10 @@ def build(job: "Job") -> dict[str, Any]:
 
 def pair_logprobs(model: GPT, data: PreferencePairs) -> NDArray[np.float32]:
     """Summed log-probabilities of the assistant tokens of every pair's sides: [N, 2] nats, chosen first."""
-    rows = _rows(data.pairs)
+    return _logprobs(model, _rows(data.pairs))
+
+
+def _logprobs(model: GPT, rows: HostBatch) -> NDArray[np.float32]:
     flat = {name: rows[name].reshape(-1, rows[name].shape[-1]) for name in ("inputs", "targets", "weights")}
     return sequence_logprobs(model, flat).reshape(-1, 2).astype(np.float32)
 
@@ -99,13 +106,18 @@ def _rows(pairs: PairBatch) -> HostBatch:
     return paired_rows(pairs.chosen, pairs.chosen_mask, pairs.rejected, pairs.rejected_mask)
 
 
-def _reference(job: "Job", model: GPT, data: PreferencePairs) -> NDArray[np.float32]:
-    """The starting model's log-probabilities [N, 2] of the training pairs, from the work directory if there."""
+def _reference(job: "Job", model: GPT, rows: HostBatch, used: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The starting model's log-probabilities [N, 2] of the training pairs, from the work directory if there.
+
+    Only those of the `used` pairs are computed (part of an epoch leaves some out); the others are 0.
+    """
     path = job.work / "reference.npy"
     if not path.exists():
-        job.log("log-probabilities under the reference model")
+        job.log(f"log-probabilities of {len(used)} pairs under the reference model")
+        reference = np.zeros((len(rows["inputs"]), 2), np.float32)
+        reference[used] = _logprobs(model, {name: array[used] for name, array in rows.items()})
         partial = job.work / "reference.tmp.npy"
-        np.save(partial, pair_logprobs(model, data))
+        np.save(partial, reference)
         os.replace(partial, path)
     array: NDArray[np.float32] = np.load(path)
     return array
