@@ -80,9 +80,9 @@ def build(job: "Job") -> dict[str, Any]:
     }
     write_json(job.out / "evaluation.json", evaluation)
     return {
-        **throughput(job),
-        **{f"{name}_before": round(value, 4) for name, value in before.items()},
         **{name: round(value, 4) for name, value in after.items()},
+        **{f"{name}_before": round(value, 4) for name, value in before.items()},
+        **throughput(job),
         "pairs": data.count,
         "steps": steps,
     }

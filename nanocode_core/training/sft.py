@@ -67,9 +67,9 @@ def build(job: "Job") -> dict[str, Any]:
     }
     write_json(job.out / "evaluation.json", evaluation)
     return {
-        **throughput(job),
-        "rollout_bpb_before": round(before, 4),
         "rollout_bpb": round(after, 4),
+        "rollout_bpb_before": round(before, 4),
+        **throughput(job),
         "steps": steps,
         "tokens": steps * config.batch_sequences * sequence,
     }
