@@ -40,24 +40,33 @@ def main(argv: list[str]) -> int:
     except (UserError, StorageError) as error:
         print(f"error: {error}", flush=True)
         return BAD_INPUT
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(
-                f"error: the disk is full ({error.filename or 'store'}); free some space, then run the same command "
-                "again: it goes on from its last save",
-                flush=True,
-            )
-            return BAD_INPUT
-        traceback.print_exc()
-        return BUG
     except LeaseLost as error:
         print(f"preempted: {error}", flush=True)
         return PREEMPTED
     except KeyboardInterrupt:
         return PREEMPTED
-    except Exception:
+    except Exception as error:
+        if _disk_is_full(error):
+            place = getattr(error, "filename", None) or "store or cache"
+            print(
+                f"error: the disk is full ({place}); free some space, then run the same command again: "
+                "it goes on from its last save",
+                flush=True,
+            )
+            return BAD_INPUT
         traceback.print_exc()
         return BUG
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one it came from, is a full disk: by its number, or in words from libraries in C++."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def run(spec: JobSpec) -> None:
