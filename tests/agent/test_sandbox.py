@@ -3,6 +3,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,13 +18,23 @@ def sandbox():
         yield box
 
 
-def _gone(marker: str) -> bool:
-    """No process has the marker in its command line (given a moment to be reaped)."""
-    for _ in range(50):
-        if not any(marker in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])):
-            return True
-        time.sleep(0.05)
-    return False
+def _soon(condition: Callable[[], bool], seconds: float = 20) -> bool:
+    """Whether the condition comes true: what another process does at its end takes a moment."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _gone(marker: str, seconds: float = 20) -> bool:
+    """No process has the marker in its command line."""
+
+    def none() -> bool:
+        return not any(marker in " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+
+    return _soon(none, seconds)
 
 
 def test_runs_in_its_directory_with_this_python(sandbox, tmp_path):
@@ -93,8 +104,7 @@ def test_a_fork_bomb_is_bounded(sandbox, tmp_path):
     assert int(done.output.split()[-1]) <= 64
     before = len(psutil.pids())
     sandbox.run("bomb() { bomb | bomb & }; bomb; sleep 10", tmp_path, 1.0)
-    time.sleep(0.2)
-    assert len(psutil.pids()) < before + 50
+    assert _soon(lambda: len(psutil.pids()) < before + 50)
 
 
 def test_no_network(sandbox, tmp_path):
@@ -152,12 +162,12 @@ def test_end_with_the_parent(tmp_path):
     assert parent.stdout is not None
     scratch = Path(parent.stdout.readline().strip())
     assert scratch.is_dir()
-    time.sleep(0.3)
+    assert _soon(lambda: not _gone("sleep 4713", 0))
     parent.kill()
     parent.wait()
     parent.stdout.close()
     assert _gone("sleep 4713")
-    assert not scratch.exists()
+    assert _soon(lambda: not scratch.exists())
 
 
 def test_usable_from_several_threads_and_after_its_helper_died(sandbox, tmp_path):

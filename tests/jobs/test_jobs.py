@@ -179,7 +179,9 @@ def test_cancel_is_preemption_and_leaves_nothing_running(tmp_path):
     with pytest.raises(JobPreempted):
         launcher.run(JobSpec.of(planned, config), line)
     assert len(pids) == 2
-    time.sleep(0.2)
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not any(alive(pid) for pid in pids)
 
 
