@@ -10,22 +10,22 @@ from typing import Any, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from nanocode_core.config.model import Config
-from nanocode_core.config.presets import PRESETS
+from nanocode_core.config.presets import PRESETS, RECIPE_ONLY
+from nanocode_core.config.recipes import RECIPES
 from nanocode_core.config.types import Section
 from nanocode_core.errors import UserError
 
 
 def load_config(preset: str = "demo", sets: Iterable[str] = (), overrides: Mapping[str, Any] | None = None) -> Config:
-    """The preset with `overrides` (nested mapping) and then `sets` ("section.field=value") applied.
+    """The preset, its recipe, `overrides` (nested mapping) and then `sets` ("section.field=value"), each over the last.
 
     Raises:
-        UserError: unknown preset or field, or a value of the wrong type, named in one line.
+        UserError: unknown preset, recipe or field, or a value of the wrong type, named in one line.
     """
     if preset not in PRESETS:
         raise UserError(f"unknown preset {preset!r}{_nearest(preset, PRESETS)}; choose from {', '.join(PRESETS)}")
-    values: dict[str, Any] = {"preset": preset}
-    _merge(values, PRESETS[preset])
-    _merge(values, overrides or {})
+    changes: dict[str, Any] = {}
+    _merge(changes, overrides or {})
     for item in sets:
         path, equals, text = item.partition("=")
         if not equals:
@@ -34,7 +34,16 @@ def load_config(preset: str = "demo", sets: Iterable[str] = (), overrides: Mappi
         for part in reversed(path.strip().split(".")):
             nested = {part: nested}
         _check_path(path.strip())
-        _merge(values, nested)
+        _merge(changes, nested)
+    recipe = changes.get("recipe", "nanocode")
+    if recipe not in RECIPES:
+        raise UserError(f"unknown recipe {recipe!r}{_nearest(str(recipe), RECIPES)}; choose from {', '.join(RECIPES)}")
+    # From the defaults, so that one field of a section leaves the section's others as they are.
+    values = Config().model_dump(mode="json")
+    base = {"preset": preset, **PRESETS[preset]}
+    of_recipe = base.pop(RECIPE_ONLY, {}).get(recipe, {})
+    for layer in (base, RECIPES[recipe], of_recipe, changes):
+        _merge(values, layer)
     try:
         return Config.model_validate(values)
     except ValidationError as error:

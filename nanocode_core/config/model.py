@@ -106,22 +106,49 @@ class Tokenizer(Section):
 
 
 class Model(Section):
-    """A decoder-only transformer; the vocabulary comes from the tokenizer."""
+    """A decoder-only transformer; the vocabulary comes from the tokenizer.
+
+    The fields from `rope_theta` on are what the recipes differ in. "nanochat" in a docstring is
+    Karpathy's torch trainer, where the feature was tuned at this scale.
+    """
 
     depth: Identity[Positive] = 4
     width: Identity[Positive] = 256
     """d_model."""
     heads: Identity[Positive] = 4
     kv_heads: Identity[Positive | None] = None
-    """Key/value heads (grouped-query attention); empty: as many as heads."""
+    """Key/value heads (grouped-query attention, Ainslie et al. 2023); empty: as many as heads."""
     sequence: Identity[Positive] = 512
     """Training context, in tokens."""
     mlp_ratio: Identity[Positive] = 4
-    rope_theta: Identity[Rate] = 10_000.0
     softcap: Identity[Annotated[float, Field(ge=0)]] = 15.0
-    """Logits are softcap * tanh(logits / softcap); 0: off."""
+    """Logits are softcap * tanh(logits / softcap) (Gemma 2, 2024); 0: off."""
     compute: Identity[Literal["float32", "bfloat16"]] = "bfloat16"
     """Type of activations and matrix products; master weights are always float32."""
+    rope_theta: Identity[Rate] = 10_000.0
+    """Base of the rotary frequencies (Su et al. 2021)."""
+    qk_scale: Identity[Rate] = 1.0
+    """Factor on queries and on keys after their norm: above 1 the attention can be sharper (nanochat: 1.2)."""
+    window_pattern: Identity[Annotated[str, Field(pattern="^[SL]+$")]] = "L"
+    """One letter a layer, repeated: S looks back over a quarter of the context (rounded up to 128),
+    L over all of it; the last layer is always L (Beltagy et al. 2020; the pattern SSSL: nanochat)."""
+    value_embeddings: Identity[bool] = False
+    """Every second layer, the last one included, adds to its values an embedding of the token, with a
+    gate a head that reads the layer's input (ResFormer, Zhou et al. 2024; the gates: nanochat)."""
+    smear: Identity[bool] = False
+    """Add the previous token's embedding to each token's, through a learned gate (modded-nanogpt, 2025)."""
+    residual_scalars: Identity[bool] = False
+    """Before each layer x <- a x + b x0, with learned a and b a layer and x0 the embedding (modded-nanogpt, 2024)."""
+    backout: Identity[bool] = False
+    """Subtract a learned share of the state after the middle layer before the head (modded-nanogpt, 2025)."""
+    embedding_std: Identity[Rate] = 1.0
+    """Standard deviation of the embedding at the start."""
+    up_init: Identity[Rate] = 1.0
+    """Factor on the MLP's first matrix at the start (nanochat: 0.4)."""
+    remat: Execution[Literal["none", "products", "attention", "full"] | None] = None
+    """What the backward pass computes again instead of keeping it: `products`: all but matrix products and
+    attention; `attention`: all but attention; `full`: whole layers. Saves memory, costs time (Chen et al.
+    2016); empty: `products` on a TPU, `none` elsewhere."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "Model":
@@ -129,22 +156,65 @@ class Model(Section):
             raise ValueError(f"width ({self.width}) must be an even multiple of heads ({self.heads})")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+        if self.smear and self.width < 24:
+            raise ValueError(f"width ({self.width}) must be at least 24 with smear")
         return self
 
 
 class Optimizer(Section):
-    """Muon for the matrices of the blocks, AdamW for embedding and head."""
+    """Muon for the matrices of the blocks, AdamW for embeddings, head and scalars."""
 
     matrix_lr: Identity[Rate] = 0.02
     embedding_lr: Identity[Rate] = 0.3
+    """Value embeddings learn at half of it."""
     head_lr: Identity[Rate] = 0.004
-    """The two AdamW rates are scaled by (width / 768) ** -0.5."""
+    """This rate and embedding_lr are scaled by (width / 768) ** -0.5."""
+    scalar_lr: Identity[Rate] = 0.5
+    """Of the x0 scalars; the residual scalars learn at a hundredth of it."""
+    lr_by_batch: Identity[bool] = False
+    """Scale all rates by sqrt(tokens in a batch / 2**19), and the weight decay to match (Malladi et al. 2022;
+    Wang and Aitchison 2024; nanochat)."""
     warmup: Identity[Share] = 0.0
     """Share of the steps with a linearly rising rate."""
+    warmup_steps: Identity[Count] = 0
+    """The same in steps; the longer of the two counts."""
     warmdown: Identity[Share] = 0.4
     """Share of the steps, the last ones, with a linearly falling rate."""
     final_lr: Identity[Share] = 0.0
     """Rate at the last step, as a share of the full one."""
+    momentum: Identity[Share] = 0.95
+    """Of Muon (Nesterov), rising from 0.85 over momentum_steps."""
+    momentum_steps: Identity[Positive] = 300
+    final_momentum: Identity[Share | None] = None
+    """Momentum at the last step, reached linearly over the warmdown; empty: it stays (nanochat: 0.9)."""
+    orthogonalizer: Identity[Literal["newton_schulz", "polar_express"]] = "newton_schulz"
+    """How Muon orthogonalizes: the quintic of Jordan et al. 2024, or Polar Express (Amsel et al. 2025)."""
+    equilibrate: Identity[bool] = False
+    """Give the gradients of all output neurons the same norm before (MuonEq, 2026)."""
+    renormalize: Identity[bool] = False
+    """Give the result the Frobenius norm of an exactly orthogonal matrix (Muon+, 2026)."""
+    second_moment: Identity[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Average over the steps of the squared update a neuron, by which the update is divided (NorMuon, Li et al.
+    2025): the decay of the average; 0: off."""
+    matrix_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
+    """Weight decay of the matrices, only where it has the sign of the update (cautious, Chen et al. 2025),
+    falling to zero along a cosine."""
+    embedding_beta2: Identity[Share] = 0.95
+    head_beta2: Identity[Share] = 0.95
+    """AdamW's decay of the squared gradients; its decay of the gradients is 0.8."""
+    embedding_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
+    head_decay: Identity[Annotated[float, Field(ge=0)]] = 0.0
+    """AdamW's weight decay; value embeddings have the head's."""
+
+
+class Parallel(Section):
+    """How a training step is spread over the devices: data x fsdp x tensor of them."""
+
+    fsdp: Execution[Positive | None] = None
+    """Devices that share one copy of parameters and optimizer state (ZeRO-3, Rajbhandari et al. 2020);
+    empty: 1 where a device has room for a copy of its own, else all."""
+    tensor: Execution[Positive] = 1
+    """Devices that share each matrix product (Shoeybi et al. 2019)."""
 
 
 class Checkpoints(Section):
@@ -162,17 +232,22 @@ class Training(Section):
     tokens: Identity[Positive | None] = None
     """Tokens to train on; empty: tokens_per_parameter x parameters."""
     tokens_per_parameter: Identity[Rate] = 8.0
+    parameters: Identity[Literal["all", "matrices_and_head"]] = "all"
+    """Which parameters tokens_per_parameter counts (matrices and head alone: nanochat's scaling fits)."""
     steps: Identity[Positive | None] = None
     """Steps to train; overrides tokens."""
-    batch_sequences: Identity[Positive] = 32
-    """Sequences in the global batch."""
+    batch_sequences: Identity[Positive | None] = None
+    """Sequences in the global batch; empty: about 2**19 tokens at d12, growing with the power 0.383 of the
+    tokens to train on (Bergsma et al. 2025), a power of two."""
     micro_sequences: Execution[Positive | None] = None
-    """Sequences a device computes at once (gradient accumulation over the rest); empty: all."""
+    """Sequences a device computes at once (gradient accumulation over the rest); empty: as suits the machine."""
     optimizer: Optimizer = Optimizer()
     validation_tokens: Identity[Positive] = 500_000
     """Validation tokens a source, at most."""
     validate_every: Execution[Positive] = 500
     sample_every: Execution[Positive] = 500
+    profile: Execution[bool] = False
+    """Trace a few steps of every training stage, for xprof or TensorBoard (logs/profile of its artifact)."""
 
 
 class Synthetic(Section):
@@ -250,6 +325,7 @@ class Config(Section):
     """Everything a run needs. The identity fields decide the artifacts, the others how they are made."""
 
     preset: Execution[str] = "demo"
+    recipe: Execution[Literal["nanocode", "modern"]] = "nanocode"
     """Where the values came from; the values themselves are what counts."""
     seed: Identity[Count] = 0
     soul: Execution[str] = str(PROJECT / "SOUL.md")
@@ -258,6 +334,7 @@ class Config(Section):
     tokenizer: Tokenizer = Tokenizer()
     model: Model = Model()
     training: Training = Training()
+    parallel: Parallel = Parallel()
     synthetic: Synthetic = Synthetic()
     sft: SFT = SFT()
     dpo: DPO = DPO()

@@ -1,6 +1,11 @@
-"""The presets: one name sets every field. d3 ... d24 have the original's shapes and token budgets."""
+"""The presets: one name sets every field. d3 ... d24 have the original's shapes and token budgets.
+
+What a preset sets under one recipe only stands under `RECIPE_ONLY`.
+"""
 
 from typing import Any
+
+RECIPE_ONLY = "recipe only"
 
 _HUB: dict[str, Any] = {
     "kind": "hub",
@@ -35,7 +40,8 @@ def _original(
         },
         "tokenizer": {"vocabulary": vocabulary},
         "model": {"depth": depth, "width": width, "heads": heads, "sequence": sequence},
-        "training": {"batch_sequences": batch, "validation_tokens": 5_000_000},
+        "training": {"validation_tokens": 5_000_000},
+        RECIPE_ONLY: {"nanocode": {"training": {"batch_sequences": batch}}},
     }
 
 
