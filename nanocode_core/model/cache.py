@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from nanocode_core.model.attention import masked_attention
-from nanocode_core.model.gpt import GPT, Shape, norm, rope
+from nanocode_core.model.gpt import GPT, Attend, rope
+from nanocode_core.model.shape import Shape
 
 
 class Cache(NamedTuple):
@@ -23,12 +24,14 @@ class Cache(NamedTuple):
 
     keys, values: one [slots, K, C, D] a layer. lengths: [slots] valid places.
     logits: [slots, V] float32, of the token that follows each slot's last.
+    previous: [slots, d] embedding of each slot's last token (for smear).
     """
 
     keys: list[Array]
     values: list[Array]
     lengths: Array
     logits: Array
+    previous: Array
 
 
 def empty_cache(shape: Shape, slots: int, context: int) -> Cache:
@@ -39,6 +42,7 @@ def empty_cache(shape: Shape, slots: int, context: int) -> Cache:
         values=[jnp.zeros(size, shape.compute) for _ in range(shape.depth)],
         lengths=jnp.zeros(slots, jnp.int32),
         logits=jnp.zeros((slots, shape.vocabulary), jnp.float32),
+        previous=jnp.zeros((slots, shape.width), shape.compute),
     )
 
 
@@ -59,16 +63,21 @@ def prefill(model: GPT, cache: Cache, slots: Array, tokens: Array, counts: Array
     # Keys: the first `window` cached places, then the new ones.
     seen = jnp.broadcast_to((jnp.arange(window) < old[:, None])[:, None, :], (n, T, window))
     causal = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (n, T, T))
-    mask = jnp.concatenate([seen, causal], axis=-1)[:, None]
+    valid = jnp.concatenate([seen, causal], axis=-1)
+    of_keys = jnp.concatenate([jnp.broadcast_to(jnp.arange(window), (n, window)), positions], axis=-1)
+    back = positions[:, :, None] - of_keys[:, None, :]
     # A place past the count is written nowhere.
     places = jnp.where(jnp.arange(T) < counts[:, None], positions, cache.keys[0].shape[2])
 
-    turn = rope(positions, model.shape)
-    x = model.embed(tokens)
+    embedded = model.embed(tokens)
+    before = cache.previous.at[slots].get(mode="fill", fill_value=0)
+    x = model.smeared(embedded, before, positions == 0)
     keys, values = list(cache.keys), list(cache.values)
-    for layer, block in enumerate(model.blocks):
 
-        def attend(q: Array, k: Array, v: Array, layer: int = layer) -> Array:
+    def attends(layer: int) -> Attend:
+        mask = _within(valid, back, model.shape.windows[layer])[:, None]
+
+        def attend(q: Array, k: Array, v: Array) -> Array:
             heads_first = [a.transpose(0, 2, 1, 3) for a in (q, k, v)]
             old_k = keys[layer][:, :, :window].at[slots].get(mode="fill", fill_value=0)
             old_v = values[layer][:, :, :window].at[slots].get(mode="fill", fill_value=0)
@@ -78,13 +87,19 @@ def prefill(model: GPT, cache: Cache, slots: Array, tokens: Array, counts: Array
             all_v = jnp.concatenate([old_v, heads_first[2]], axis=2)
             return masked_attention(heads_first[0], all_k, all_v, mask).transpose(0, 2, 1, 3)
 
-        x = block(x, turn, attend)
-    last = jnp.take_along_axis(norm(x), (counts - 1)[:, None, None], axis=1)[:, 0]
+        return attend
+
+    x = model.trunk(x, tokens, rope(positions, model.shape), attends)
+
+    def last(states: Array) -> Array:
+        return jnp.take_along_axis(states, (counts - 1)[:, None, None], axis=1)[:, 0]
+
     return Cache(
         keys,
         values,
         cache.lengths.at[slots].set(old + counts, mode="drop"),
-        cache.logits.at[slots].set(model.logits(last), mode="drop"),
+        cache.logits.at[slots].set(model.logits(last(x)), mode="drop"),
+        cache.previous.at[slots].set(last(embedded), mode="drop"),
     )
 
 
@@ -125,6 +140,7 @@ class _Carry(NamedTuple):
     counts: Array
     tokens: Array
     logits: Array
+    previous: Array
     buffers: list[tuple[Array, Array]]
 
 
@@ -149,10 +165,11 @@ def decode(
     shape = model.shape
     slots = cache.lengths.shape[0]
     size = (slots, shape.kv_heads, steps, shape.head_size)
-    buffers = [(jnp.zeros(size, shape.compute), jnp.zeros(size, shape.compute)) for _ in model.blocks]
+    buffers = [(jnp.zeros(size, shape.compute), jnp.zeros(size, shape.compute)) for _ in range(shape.depth)]
     old_keys = [keys[:, :, :window] for keys in cache.keys]
     old_values = [values[:, :, :window] for values in cache.values]
     seen = jnp.arange(window) < cache.lengths[:, None]
+    layers = model.layers()  # sliced here, not once a token
 
     def go_on(carry: _Carry) -> Array:
         return jnp.logical_and(carry.step < now.limit, jnp.any(carry.running))
@@ -165,24 +182,36 @@ def decode(
         running = carry.running & ~jnp.asarray(now.stop)[token] & (counts < now.room)
 
         fresh = jnp.broadcast_to(jnp.arange(steps) <= carry.step, (slots, steps))
-        mask = jnp.concatenate([seen, fresh], axis=1)[:, None, None]
-        turn = rope(positions[:, None], shape)
-        x = model.embed(token[:, None])
-        grown = []
-        for layer, block in enumerate(model.blocks):
+        valid = jnp.concatenate([seen, fresh], axis=1)
+        # Cached places lie behind by length + step, fresh ones by what was decoded since.
+        back = jnp.concatenate(
+            [
+                positions[:, None] - jnp.arange(window),
+                jnp.broadcast_to(carry.step - jnp.arange(steps), (slots, steps)),
+            ],
+            axis=1,
+        )
+        embedded = model.embed(token[:, None])
+        x = model.smeared(embedded, carry.previous, positions[:, None] == 0)
+        grown: list[tuple[Array, Array]] = []
 
-            def attend(q: Array, k: Array, v: Array, layer: int = layer) -> Array:
+        def attends(layer: int) -> Attend:
+            mask = _within(valid, back, shape.windows[layer])[:, None, None]
+
+            def attend(q: Array, k: Array, v: Array) -> Array:
                 new_k, new_v = carry.buffers[layer]
                 new_k = lax.dynamic_update_slice(new_k, k.transpose(0, 2, 1, 3), (0, 0, carry.step, 0))
                 new_v = lax.dynamic_update_slice(new_v, v.transpose(0, 2, 1, 3), (0, 0, carry.step, 0))
                 grown.append((new_k, new_v))
                 return _attend_both(q, old_keys[layer], old_values[layer], new_k, new_v, mask)
 
-            x = block(x, turn, attend)
-        fed = model.logits(norm(x)[:, 0])
+            return attend
+
+        x = model.trunk(x, token[:, None], rope(positions[:, None], shape), attends, layers=layers)
         # A slot that has stopped keeps the logits after its last own token.
-        logits = jnp.where(carry.running[:, None], fed, carry.logits)
-        return _Carry(carry.step + 1, running, counts, tokens, logits, grown)
+        logits = jnp.where(carry.running[:, None], model.logits(x[:, 0]), carry.logits)
+        previous = jnp.where(carry.running[:, None], embedded[:, 0], carry.previous)
+        return _Carry(carry.step + 1, running, counts, tokens, logits, previous, grown)
 
     zeros = jnp.zeros(slots, jnp.int32)
     start = _Carry(
@@ -191,6 +220,7 @@ def decode(
         zeros,
         jnp.zeros((slots, steps), jnp.int32),
         cache.logits,
+        cache.previous,
         buffers,
     )
     end = lax.while_loop(go_on, one, start)
@@ -207,8 +237,14 @@ def decode(
         [merge(old, new) for old, (_, new) in zip(cache.values, end.buffers, strict=True)],
         cache.lengths + end.counts,
         end.logits,
+        end.previous,
     )
     return Decoded(merged, end.tokens, end.counts, end.running)
+
+
+def _within(valid: Array, back: Array, window: int | None) -> Array:
+    """The mask `valid`, less what lies further back than a layer's window."""
+    return valid if window is None else valid & (back <= window)
 
 
 def _attend_both(q: Array, old_k: Array, old_v: Array, new_k: Array, new_v: Array, mask: Array) -> Array:

@@ -1,72 +1,35 @@
-"""The transformer: decoder-only, the original nanocode's architecture.
+"""The transformer: decoder-only, one model for both recipes.
 
 Embedding, RMSNorm, then `depth` blocks x += attention(norm(x)), x += mlp(norm(x)), a last norm, an
 untied head, logits capped softly. Norms are parameter-free and in float32, nothing has a bias,
 queries and keys are normalised per head after their rotation, the MLP's nonlinearity is relu(x)^2.
-Matrices are [in, out]; embedding and head are [V, d]. Master weights are float32, activations
-`Shape.compute`. Letters: B rows, T places, d width, H heads, K key/value heads, D head size, V vocabulary.
+What `modern` adds (value embeddings, windows, smear, scalars, backout) is on or off by `Shape`.
+Matrices are [in, out], stacked over the layers: [L, in, out]; embedding and head are [V, d]. Master
+weights are float32, activations `Shape.compute`. Letters: B rows, T places, L layers, d width, H heads,
+K key/value heads, D head size, V vocabulary.
 
-What attends to what is the caller's: a block is given an `Attend` function of (q, k, v), so that
+What attends to what is the caller's: a layer is given an `Attend` function of (q, k, v), so that
 training (whole rows) and decoding (a cache) share every weight and product.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
-from nanocode_core.config.model import Model as ModelConfig
-from nanocode_core.model.attention import Attention, choose_attention
+from nanocode_core.model.backend import MIDDLE, QKV, UP, Backend, named
+from nanocode_core.model.lookup import look_up
+from nanocode_core.model.shape import Shape
 
 Attend = Callable[[Array, Array, Array], Array]
 """q [B, T, H, D], k and v [B, T, K, D] -> [B, T, H, D]."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Everything that decides the model's arrays and its function."""
-
-    depth: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_ratio: int
-    vocabulary: int
-    sequence: int
-    """Training context; the function itself has no limit."""
-    rope_theta: float
-    softcap: float
-    compute: str
-
-    @property
-    def head_size(self) -> int:
-        """D."""
-        return self.width // self.heads
-
-    @classmethod
-    def of(cls, config: ModelConfig, vocabulary: int) -> "Shape":
-        """The shape a config asks for, with the vocabulary of its tokenizer."""
-        return cls(
-            depth=config.depth,
-            width=config.width,
-            heads=config.heads,
-            kv_heads=config.kv_heads or config.heads,
-            mlp_ratio=config.mlp_ratio,
-            vocabulary=vocabulary,
-            sequence=config.sequence,
-            rope_theta=config.rope_theta,
-            softcap=config.softcap,
-            compute=config.compute,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, for model.json."""
-        return asdict(self)
+SMEAR_CHANNELS = 24
+GATE_CHANNELS = 12
+"""Leading channels of the input that the gates of smear and of the value embeddings read (nanochat)."""
 
 
 def norm(x: Array) -> Array:
@@ -102,68 +65,205 @@ class Block(nnx.Module):
         self.key = nnx.Param(_uniform(keys[1], d, kv))
         self.value = nnx.Param(_uniform(keys[2], d, kv))
         self.output = nnx.Param(jnp.zeros((d, d)))
-        self.up = nnx.Param(_uniform(keys[3], d, shape.mlp_ratio * d))
+        self.up = nnx.Param(shape.up_init * _uniform(keys[3], d, shape.mlp_ratio * d))
         self.down = nnx.Param(jnp.zeros((shape.mlp_ratio * d, d)))
 
-    def __call__(self, x: Array, turn: tuple[Array, Array], attend: Attend) -> Array:
-        """Map x [B, T, d] to [B, T, d]; `turn` are the rotations of the T places."""
+    def __call__(
+        self, x: Array, turn: tuple[Array, Array], attend: Attend, extra: Callable[[Array], Array] | None = None
+    ) -> Array:
+        """Map x [B, T, d] to [B, T, d].
+
+        Args:
+            x: the state.
+            turn: the rotations of the T places.
+            attend: see the module's docstring.
+            extra: what the layer's value embedding adds to the values, from the normalised x: [B, T, K, D].
+        """
         B, T, d = x.shape
-        D = self.shape.head_size
+        D, scale = self.shape.head_size, self.shape.qk_scale
         h = norm(x)
-        q = norm(rotate((h @ self._cast(self.query)).reshape(B, T, -1, D), turn))
-        k = norm(rotate((h @ self._cast(self.key)).reshape(B, T, -1, D), turn))
-        v = (h @ self._cast(self.value)).reshape(B, T, -1, D)
-        x = x + attend(q, k, v).reshape(B, T, d) @ self._cast(self.output)
-        hidden = jnp.square(jax.nn.relu(norm(x) @ self._cast(self.up)))
+        q, k, v = (named(h @ self._cast(weight), QKV) for weight in (self.query, self.key, self.value))
+        q, k, v = (x.reshape(B, T, -1, D) for x in (q, k, v))
+        q, k = norm(rotate(q, turn)), norm(rotate(k, turn))
+        if extra is not None:
+            v = v + extra(h)
+        if scale != 1:
+            q, k = q * scale, k * scale
+        x = named(x + attend(q, k, v).reshape(B, T, d) @ self._cast(self.output), MIDDLE)
+        hidden = jnp.square(jax.nn.relu(named(norm(x) @ self._cast(self.up), UP)))
         return x + hidden @ self._cast(self.down)
 
     def _cast(self, weight: nnx.Param[Array]) -> Array:
         return weight[...].astype(self.shape.compute)
 
 
-class GPT(nnx.Module):
-    """The model. Parameters: embedding, blocks[i].{query, key, value, output, up, down}, head."""
+class Layer(NamedTuple):
+    """The arrays of one layer, or of several stacked: what a scan over the layers slices.
 
-    def __init__(self, shape: Shape, seed: int) -> None:
-        """Initialise: embedding N(0, 1), head N(0, 0.001^2), matrices uniform, branch outputs zero.
+    Fields of a feature that is off, or that this layer has not, are None.
+    """
+
+    block: Any
+    table: Array | None = None
+    """[V, K D]: value embeddings."""
+    gate: Array | None = None
+    """[12, K]: reads the input, one gate a key/value head."""
+    keep: Array | None = None
+    """[]: factor on the state (residual scalar)."""
+    blend: Array | None = None
+    """[]: factor on x0."""
+
+
+class GPT(nnx.Module):
+    """The model.
+
+    Parameters: embedding, head, blocks.{query, key, value, output, up, down}, and by feature
+    value_embedding [n, V, K D] and value_gate [n, 12, K] for the n layers that have them, keep and
+    blend [L], smear_gate [24, 1] and smear_scale, backout_scale, both [].
+    """
+
+    def __init__(self, shape: Shape, seed: int, backend: Backend | None = None) -> None:
+        """Initialise: embedding normal, head N(0, 0.001^2), matrices uniform, branch outputs zero.
 
         With zero outputs each block starts as the identity, and with a small head the first loss
-        is log(V).
+        is log(V). The scalars start as nanochat's.
         """
-        keys = jax.random.split(jax.random.key(seed), shape.depth + 2)
+        L, d, V, kv = shape.depth, shape.width, shape.vocabulary, shape.kv_heads * shape.head_size
+        keys = jax.random.split(jax.random.key(seed), L + 2)
+        more = jax.random.split(jax.random.fold_in(jax.random.key(seed), L + 2), 3)
         self.shape = shape
-        self.embedding = nnx.Param(jax.random.normal(keys[0], (shape.vocabulary, shape.width)))
-        self.head = nnx.Param(jax.random.normal(keys[1], (shape.vocabulary, shape.width)) * 1e-3)
-        self.blocks = nnx.List([Block(shape, key) for key in keys[2:]])
+        self.backend = backend or Backend.of()
+        self.embedding = nnx.Param(shape.embedding_std * jax.random.normal(keys[0], (V, d)))
+        self.head = nnx.Param(jax.random.normal(keys[1], (V, d)) * 1e-3)
+        self.blocks = nnx.vmap(lambda key: Block(shape, key))(keys[2:])
+        if shape.value_embeddings:
+            n = len(shape.value_layers)
+            tables = jax.vmap(lambda key: _uniform(key, V, kv, fan=d))(jax.random.split(more[0], n))
+            self.value_embedding = nnx.Param(tables)
+            self.value_gate = nnx.Param(jax.random.uniform(more[1], (n, GATE_CHANNELS, shape.kv_heads)) * 0.02)
+        if shape.residual_scalars:
+            places = jnp.arange(L, dtype=jnp.float32) / max(L - 1, 1)
+            self.keep = nnx.Param(1.15 - 0.10 * places)
+            self.blend = nnx.Param(0.20 - 0.15 * places)
+        if shape.smear:
+            self.smear_gate = nnx.Param(jax.random.uniform(more[2], (SMEAR_CHANNELS, 1)) * 0.02)
+            self.smear_scale = nnx.Param(jnp.zeros((), jnp.float32))
+        if shape.backout:
+            self.backout_scale = nnx.Param(jnp.full((), 0.2, jnp.float32))
 
     def embed(self, tokens: Array) -> Array:
-        """Look up tokens [...]: the normalised embeddings [..., d] that enter the first block."""
-        return norm(self.embedding[...][tokens].astype(self.shape.compute))
+        """Look up tokens [...]: the normalised embeddings [..., d]."""
+        return norm(look_up(self.embedding[...], tokens, self.shape.compute, self.backend))
 
-    def hidden(
-        self,
-        tokens: Array,
-        segments: Array | None = None,
-        positions: Array | None = None,
-        attention: Attention | None = None,
-    ) -> Array:
+    def smeared(self, x: Array, before: Array, first: Array) -> Array:
+        """The states that enter the first layer.
+
+        Args:
+            x: [B, T, d] embeddings.
+            before: [B, d] embedding of the token before the first of each row.
+            first: [B, T] or [T] bool: places with no token before them.
+        """
+        if not self.shape.smear:
+            return x
+        previous = jnp.concatenate([before[:, None], x[:, :-1]], axis=1)
+        gate = jax.nn.sigmoid(x[..., :SMEAR_CHANNELS] @ self.smear_gate[...].astype(x.dtype))
+        gate = gate * self.smear_scale[...].astype(x.dtype)
+        return x + jnp.where(first[..., None], 0, gate * previous)
+
+    def hidden(self, tokens: Array, segments: Array | None = None, positions: Array | None = None) -> Array:
         """The normalised states that the head reads.
 
         Args:
             tokens: [B, T] ids.
             segments: [B, T]; a token attends only within its segment. None: the row is one.
             positions: [B, T] places within the segment, for the rotation. None: 0 ... T - 1.
-            attention: default: the one chosen for the platform.
 
         Returns:
             [B, T, d] in the compute type.
         """
-        attend: Attend = partial(_attend, attention or choose_attention(), segments)
-        turn = rope(jnp.arange(tokens.shape[1]) if positions is None else positions, self.shape)
-        x = self.embed(tokens)
-        for block in self.blocks:
-            x = block(x, turn, attend)
+        attention = self.backend.attention
+        places = jnp.arange(tokens.shape[1]) if positions is None else positions
+        embedded = self.backend.rows(self.embed(tokens))
+        x = self.smeared(embedded, jnp.zeros_like(embedded[:, 0]), places == 0)
+
+        def attends(layer: int) -> Attend:
+            window = self.shape.windows[layer]
+            return lambda q, k, v: attention(q, k, v, segments, window)
+
+        return self.trunk(x, tokens, rope(places, self.shape), attends, scan=self.backend.scan)
+
+    def trunk(
+        self,
+        x: Array,
+        tokens: Array,
+        turn: tuple[Array, Array],
+        attends: Callable[[int], Attend],
+        scan: bool = False,
+        layers: Sequence[Layer] | None = None,
+    ) -> Array:
+        """All layers and the last norm: [B, T, d] to [B, T, d].
+
+        Args:
+            x: the states that enter.
+            tokens: [B, T] ids, for the value embeddings.
+            turn: the rotations of the places.
+            attends: layer number -> Attend. Under `scan` it is called for the layers of one period only.
+            scan: in `lax.scan` over the periods of equal layers.
+            layers: `self.layers()`, where the caller has them.
+        """
+        x0, middle = x, self.shape.depth // 2
+
+        def apply(number: int, state: tuple[Array, Array], layer: Layer, index: Array | int) -> tuple[Array, Array]:
+            x, mid = state
+            x = self._layer(layer, x, x0, tokens, turn, attends(number))
+            if not self.shape.backout:
+                return x, mid
+            if isinstance(index, int):
+                return x, x if index == middle else mid
+            return x, jnp.where(index == middle, x, mid)
+
+        state = (x, x if self.shape.backout else jnp.zeros(()))
+        if scan and self.shape.period < self.shape.depth:
+            period = self.shape.period
+
+            def body(state: tuple[Array, Array], group: tuple[tuple[Layer, ...], Array]) -> tuple[Any, None]:
+                for number, layer in enumerate(group[0]):
+                    step = self.backend.recomputed(lambda s, a, i, number=number: apply(number, s, a, i))
+                    state = step(state, layer, group[1] * period + number)
+                return state, None
+
+            groups = jnp.arange(self.shape.depth // period)
+            (x, mid), _ = lax.scan(body, state, (self._grouped(), groups))
+        else:
+            for number, layer in enumerate(layers or self.layers()):
+                step = self.backend.recomputed(lambda s, a, number=number: apply(number, s, a, number))
+                state = step(state, layer)
+            x, mid = state
+        if self.shape.backout:
+            x = x - self.backout_scale[...].astype(x.dtype) * mid
         return norm(x)
+
+    def layers(self) -> list[Layer]:
+        """The layers one by one."""
+        _, stacked = nnx.split(self.blocks)
+        shape = self.shape
+        blocks = _unstacked(stacked, shape.depth)
+        tables, gates = [None] * shape.depth, [None] * shape.depth
+        if shape.value_embeddings:
+            pairs = _unstacked((self.value_embedding[...], self.value_gate[...]), len(shape.value_layers))
+            for i, (table, gate) in zip(shape.value_layers, pairs, strict=True):
+                tables[i], gates[i] = table, gate
+        scalars = shape.residual_scalars
+        return [
+            Layer(
+                blocks[i],
+                table=tables[i],
+                gate=gates[i],
+                keep=self.keep[...][i] if scalars else None,
+                blend=self.blend[...][i] if scalars else None,
+            )
+            for i in range(shape.depth)
+        ]
 
     def logits(self, hidden: Array) -> Array:
         """Capped logits [..., V], float32, of hidden [..., d]."""
@@ -173,6 +273,49 @@ class GPT(nnx.Module):
         """Logits [B, T, V] of every place. Training and scoring use the losses in head.py instead."""
         return self.logits(self.hidden(tokens, segments, positions))
 
+    def _layer(
+        self, layer: Layer, x: Array, x0: Array, tokens: Array, turn: tuple[Array, Array], attend: Attend
+    ) -> Array:
+        """One layer with its residual scalars and value embedding."""
+        if layer.keep is not None and layer.blend is not None:
+            x = layer.keep.astype(x.dtype) * x + layer.blend.astype(x.dtype) * x0
+
+        def gated(h: Array) -> Array:
+            assert layer.gate is not None
+            assert layer.table is not None
+            gate = 3 * jax.nn.sigmoid(h[..., :GATE_CHANNELS] @ layer.gate.astype(h.dtype))
+            found = look_up(layer.table, tokens, self.shape.compute, self.backend)
+            return gate[..., None] * found.reshape(*tokens.shape, self.shape.kv_heads, self.shape.head_size)
+
+        block = nnx.merge(nnx.graphdef(self.blocks), layer.block)
+        out: Array = block(x, turn, attend, None if layer.table is None else gated)
+        return out
+
+    def _grouped(self) -> tuple[Layer, ...]:
+        """The layers of one period, each stacked over the periods: what a scan runs over."""
+        shape, period = self.shape, self.shape.period
+        _, stacked = nnx.split(self.blocks)
+
+        def every(array: Array, first: int) -> Array:
+            return array.reshape(shape.depth // period, period, *array.shape[1:])[:, first]
+
+        def of_values(array: Array, first: int) -> Array | None:
+            mine = [i for i in shape.value_layers if i < period]
+            if first not in mine:
+                return None
+            return array.reshape(shape.depth // period, len(mine), *array.shape[1:])[:, mine.index(first)]
+
+        return tuple(
+            Layer(
+                jax.tree.map(lambda array, i=i: every(array, i), stacked),
+                table=of_values(self.value_embedding[...], i) if shape.value_embeddings else None,
+                gate=of_values(self.value_gate[...], i) if shape.value_embeddings else None,
+                keep=every(self.keep[...], i) if shape.residual_scalars else None,
+                blend=every(self.blend[...], i) if shape.residual_scalars else None,
+            )
+            for i in range(period)
+        )
+
 
 def cap(logits: Array, softcap: float) -> Array:
     """Return softcap * tanh(logits / softcap) in float32; softcap 0: unchanged."""
@@ -180,11 +323,14 @@ def cap(logits: Array, softcap: float) -> Array:
     return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
-def _attend(attention: Attention, segments: Array | None, q: Array, k: Array, v: Array) -> Array:
-    return attention(q, k, v, segments)
+def _unstacked(tree: Any, count: int) -> list[Any]:
+    """The slices of a tree of arrays [count, ...]; their gradients are joined by one concatenation."""
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [[part[0] for part in lax.split(leaf, [1] * count)] for leaf in leaves]
+    return [jax.tree.unflatten(structure, [part[i] for part in parts]) for i in range(count)]
 
 
-def _uniform(key: Array, fan_in: int, fan_out: int) -> Array:
-    """Uniform on +-sqrt(3 / fan_in): standard deviation 1 / sqrt(fan_in)."""
-    bound = (3.0 / fan_in) ** 0.5
-    return jax.random.uniform(key, (fan_in, fan_out), minval=-bound, maxval=bound)
+def _uniform(key: Array, rows: int, columns: int, fan: int | None = None) -> Array:
+    """Uniform on +-sqrt(3 / fan), `fan` being the rows by default: standard deviation 1 / sqrt(fan)."""
+    bound = (3.0 / (fan or rows)) ** 0.5
+    return jax.random.uniform(key, (rows, columns), minval=-bound, maxval=bound)

@@ -31,7 +31,8 @@ def losses(model: GPT, batch: Batch) -> Array:
     hidden = model.hidden(batch["inputs"], batch.get("segments"), batch.get("positions"))
     flat = hidden.reshape(-1, hidden.shape[-1])
     targets, weights = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
-    return token_losses(flat, model.head[...], targets, weights, model.shape.softcap).reshape(batch["inputs"].shape)
+    found = token_losses(flat, model.head[...], targets, weights, model.shape.softcap, model.backend)
+    return found.reshape(batch["inputs"].shape)
 
 
 def bits_per_byte(model: GPT, batches: Iterable[Batch], token_bytes: NDArray[np.int32]) -> float:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 
 SHAPE = Shape(
     depth=2,

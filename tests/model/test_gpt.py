@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from nanocode_core.model import attention
 from nanocode_core.model.flops import count_parameters, flops_per_token
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 from nanocode_core.model.weights import named_arrays
 
 
@@ -82,27 +82,6 @@ def test_later_tokens_do_not_reach_earlier_places(model: GPT) -> None:
     before, after = np.asarray(forward(model, tokens)), np.asarray(forward(model, changed))
     assert np.array_equal(before[:, :40], after[:, :40])
     assert not np.allclose(before[:, 40], after[:, 40])
-
-
-@pytest.mark.parametrize("segmented", [False, True])
-def test_blocked_attention_and_its_gradient_equal_the_plain_one(
-    monkeypatch: pytest.MonkeyPatch, segmented: bool
-) -> None:
-    monkeypatch.setattr(attention, "BLOCK", 16)
-    random = np.random.default_rng(4)
-    q = jnp.asarray(random.normal(size=(2, 50, 4, 8)), jnp.float32)
-    k, v = (jnp.asarray(random.normal(size=(2, 50, 2, 8)), jnp.float32) for _ in range(2))
-    cotangent = jnp.asarray(random.normal(size=q.shape), jnp.float32)
-    segments = jnp.asarray(np.sort(random.integers(0, 4, (2, 50)), axis=1)) if segmented else None
-
-    def run(function: attention.Attention) -> tuple[jax.Array, ...]:
-        out, back = jax.vjp(lambda *x: function(*x, segments), q, k, v)
-        return (out, *back(cotangent))
-
-    for one, other in zip(
-        *(jax.jit(run, static_argnums=0)(f) for f in (attention.plain, attention.blocked)), strict=True
-    ):
-        assert jnp.abs(one - other).max() < 1e-5
 
 
 def test_a_fresh_model_predicts_all_tokens_alike() -> None:

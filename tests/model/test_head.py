@@ -3,9 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nanocode_core.model import head as head_module
+from nanocode_core.model.backend import Backend
 from nanocode_core.model.gpt import cap
 from nanocode_core.model.head import token_losses, weighted_loss
+
+SMALL = Backend("cpu", loss_places=16)
 
 
 def direct(hidden: jax.Array, head: jax.Array, targets: jax.Array, softcap: float) -> jax.Array:
@@ -25,15 +27,15 @@ def problem(count: int, learned: float) -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("softcap", [0.0, 15.0])
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(("count", "learned"), [(64, 1.0), (50, 0.4), (7, 1.0), (40, 0.0)])
 def test_loss_and_gradients_equal_those_of_all_logits_at_once(
-    monkeypatch: pytest.MonkeyPatch, count: int, learned: float, softcap: float
+    count: int, learned: float, dense: bool, softcap: float
 ) -> None:
-    monkeypatch.setattr(head_module, "CHUNK", 16)
     hidden, head, targets, weights = problem(count, learned)
 
     def ours(hidden: jax.Array, head: jax.Array) -> jax.Array:
-        return 2 * weighted_loss(hidden, head, targets, weights, softcap)[0]
+        return 2 * weighted_loss(hidden, head, targets, weights, softcap, SMALL, dense)[0]
 
     def plain(hidden: jax.Array, head: jax.Array) -> jax.Array:
         return 2 * jnp.sum(weights * direct(hidden, head, targets, softcap))
@@ -45,15 +47,15 @@ def test_loss_and_gradients_equal_those_of_all_logits_at_once(
         assert jnp.abs(one - other).max() < 1e-4
 
 
-def test_token_losses_are_zero_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "CHUNK", 16)
-    hidden, head, targets, weights = problem(50, 0.5)
-    losses = token_losses(hidden, head, targets, weights, 15.0)
+@pytest.mark.parametrize("dense", [False, True])
+def test_token_losses_are_zero_where_nothing_is_asked(dense: bool) -> None:
+    hidden, head, targets, weights = problem(48, 0.5)
+    losses = token_losses(hidden, head, targets, weights, 15.0, SMALL, dense)
     expected = jnp.where(weights != 0, direct(hidden, head, targets, 15.0), 0)
     assert jnp.abs(losses - expected).max() < 1e-5
 
 
 def test_negative_weights_push_probability_away() -> None:
     hidden, head, targets, weights = problem(16, 1.0)
-    gradient = jax.grad(lambda h, w: weighted_loss(h, head, targets, w, 15.0)[0])
+    gradient = jax.grad(lambda h, w: weighted_loss(h, head, targets, w, 15.0, SMALL)[0])
     assert jnp.abs(gradient(hidden, weights) + gradient(hidden, -weights)).max() < 1e-6
