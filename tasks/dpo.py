@@ -4,7 +4,7 @@ from nanocode_core.jobs.stage import Stage
 
 STAGE = Stage(
     name="dpo",
-    version=1,
+    version=2,
     build="nanocode_core.training.dpo:build",
     inputs=("sft", "synthetic", "tokenizer"),
     identity=("dpo", "seed"),

@@ -4,7 +4,7 @@ from nanocode_core.jobs.stage import Stage
 
 STAGE = Stage(
     name="pretrain",
-    version=1,
+    version=2,
     build="nanocode_core.training.pretrain:build",
     inputs=("tokens", "tokenizer"),
     identity=("model", "training", "seed"),

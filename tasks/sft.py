@@ -4,7 +4,7 @@ from nanocode_core.jobs.stage import Stage
 
 STAGE = Stage(
     name="sft",
-    version=1,
+    version=2,
     build="nanocode_core.training.sft:build",
     inputs=("pretrain", "synthetic", "tokenizer"),
     identity=("sft", "seed"),

@@ -25,6 +25,7 @@ class Job:
         inputs: the verified artifacts this one is made of, by stage name; `.path` is local.
         work: directory for saves; may hold those of an earlier, killed start.
         out: directory whose files will be the artifact.
+        primary: whether this process logs and writes metrics; of a job's several processes one does.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Job:
     work: Path
     out: Path
     store: Store
+    primary: bool = True
     _shown: float = field(default=-1e9, init=False)
     _first: tuple[float, int] | None = field(default=None, init=False)
 
@@ -44,17 +46,36 @@ class Job:
 
     def log(self, text: str) -> None:
         """Print one line, which ends up in the run's log."""
-        print(f"{self.stage}: {text}", flush=True)
+        if self.primary:
+            print(f"{self.stage}: {text}", flush=True)
 
     def metric(self, **values: Any) -> None:
         """Append one line to the metrics. Give `step` where there is one: a resume cuts back to it."""
+        if not self.primary:
+            return
         self.metrics_path.parent.mkdir(parents=True, exist_ok=True)
         with self.metrics_path.open("a") as file:
             file.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
 
-    def rewind_metrics(self, step: int) -> None:
-        """Drop metrics lines whose `step` is beyond `step`, and a last line cut short by a kill."""
+    def metrics_bytes(self) -> int:
+        """The size of the metrics so far, which are on the disk when this returns."""
         if not self.metrics_path.exists():
+            return 0
+        with self.metrics_path.open("rb") as file:
+            os.fsync(file.fileno())
+            return file.seek(0, os.SEEK_END)
+
+    def rewind_metrics(self, step: int, size: int | None = None) -> None:
+        """Go back to what the metrics were after `step` steps.
+
+        With the `metrics_bytes` of that moment they are cut there. Without, or where they are shorter
+        (somebody removed them), lines whose `step` is beyond `step` are dropped, and a last line cut
+        short by a kill.
+        """
+        if not self.primary or not self.metrics_path.exists():
+            return
+        if size is not None and size <= self.metrics_path.stat().st_size:
+            os.truncate(self.metrics_path, size)
             return
         kept = []
         for line in self.metrics_path.read_text().splitlines():

@@ -2,7 +2,8 @@
 
 The same entry point runs in a local subprocess, a Kubernetes Job and every host of a JobSet. It
 takes the lease of the work directory (waiting for another owner, if there is one), verifies the
-inputs, calls the stage's build function and publishes what that left in `out`.
+inputs, calls the stage's build function and publishes what that left in `out`. Of a training job's
+several processes (training/distributed.py) process 0 does all this; the others compute with it.
 """
 
 import contextlib
@@ -12,17 +13,20 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from nanocode_core.errors import LeaseLost, StorageError, UserError
 from nanocode_core.jobs import tether
 from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
 from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, JobSpec
-from nanocode_core.store import Lease, Store
+from nanocode_core.store import Artifact, Lease, Store
+from nanocode_core.training import distributed
 
 CLOCK = "clock.json"
 """The file in the work directory that adds up the seconds of all starts."""
@@ -72,6 +76,9 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def run(spec: JobSpec) -> None:
     """Take the lease, build, publish. Returns at once where the artifact is there by then."""
     store = Store(spec.config.run.store, cache=Path(spec.config.run.cache))
+    if not distributed.processes().primary:
+        _assist(spec, store)
+        return
     try:
         with store.lease(
             spec.stage,
@@ -94,10 +101,8 @@ def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
     out = work / "out"
     out.mkdir(parents=True, exist_ok=True)
     with Stopwatch(work / CLOCK) as watch:
-        inputs = {name: store.open(name, key) for name, key in spec.inputs.items()}
-        module, _, function = spec.build.partition(":")
-        job = Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store)
-        metrics = getattr(importlib.import_module(module), function)(job)
+        inputs = _inputs(spec, store)
+        metrics = _call(spec, Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store))
     lease.check()
     store.publish(
         stage=spec.stage,
@@ -110,6 +115,27 @@ def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
         provenance=provenance(watch),
     )
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _assist(spec: JobSpec, store: Store) -> None:
+    """What a process other than the first does: compute, and leave leases, logs and the artifact to that one."""
+    if store.record(spec.stage, spec.fingerprint) is not None:
+        return
+    work = store.work_dir(spec.stage, spec.fingerprint)
+    with tempfile.TemporaryDirectory(prefix="nanocode-out-") as scratch:
+        inputs = _inputs(spec, store)
+        _call(spec, Job(spec.stage, spec.fingerprint, spec.config, inputs, work, Path(scratch), store, primary=False))
+
+
+def _inputs(spec: JobSpec, store: Store) -> dict[str, Artifact]:
+    return {name: store.open(name, key) for name, key in spec.inputs.items()}
+
+
+def _call(spec: JobSpec, job: Job) -> dict[str, Any]:
+    module, _, function = spec.build.partition(":")
+    with distributed.company():
+        metrics: dict[str, Any] = getattr(importlib.import_module(module), function)(job)
+    return metrics
 
 
 def _tidy(work: Path) -> None:

@@ -1,77 +1,204 @@
-"""Checkpoints of a training run in its work directory, by Orbax.
+"""Checkpoints of a training run in its work directory, written by Orbax while training goes on.
 
-A checkpoint is the whole training state (parameters, optimizer state, step) after that many steps.
-Orbax writes into a temporary directory and renames it when everything is there, so a half-written
-checkpoint is never taken for one. Saves are synchronous: a tenth of a second for a small model, and
-nothing is pending when `save` returns.
+A checkpoint is the whole training state after so many steps. `save` takes the values to host memory
+and returns; a thread writes them and then, last, the manifest (manifest.py). Only a directory with a
+manifest counts. On a start the newest one is verified, file by file; a damaged one is refused by
+name and the one before it taken. The last `keep` are kept: an older one goes only when a newer one
+is complete. With several processes each writes its part, and process 0 the manifest.
+
+The step after a save donates the state. That never changes what is being written: elsewhere than on
+the CPU it has been copied to the host by then, and the CPU runtime lets no buffer be reused to which
+a host array still refers (tests/training/test_checkpoints.py holds it to that).
 """
 
 import logging
+import shutil
+import threading
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax import Array
 
 from nanocode_core.config.model import Checkpoints as CheckpointsConfig
+from nanocode_core.errors import UserError
+from nanocode_core.training.distributed import processes, require_shared, share
+from nanocode_core.training.manifest import Damaged, Saved, is_sealed, seal, verify
+
+REFUSED = ".refused"
+"""Ending of the name of a damaged checkpoint, from its refusal to the next complete save."""
 
 
 class Checkpoints:
     """The saves of one run, and the policy when to make the next."""
 
-    def __init__(self, directory: Path, config: CheckpointsConfig) -> None:
-        """Open the directory (created where missing), and remove what a kill left half-written."""
+    def __init__(self, directory: Path, config: CheckpointsConfig, log: Callable[[str], None] = print) -> None:
+        """Open the directory, which need not exist.
+
+        Args:
+            log: told what was refused or removed.
+        """
         import orbax.checkpoint as ocp
 
-        # Orbax logs every save through absl; its warnings on single-host runs have no remedy.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self._config = config
-        self._saved_at = time.monotonic()
-        self._args = ocp.args
-        self._manager = ocp.CheckpointManager(
-            directory.absolute(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep,
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-                create=True,
-            ),
+        # Orbax logs every save through absl, and each failure several times; `wait` and `check` raise it.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._directory = directory.absolute()
+        self._config, self._log = config, log
+        self._primary = processes().primary
+        self._ocp = ocp
+        # Weights hardly compress, and compressing them takes the cores that train.
+        self._writer = ocp.AsyncCheckpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False),
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-
-    def latest(self) -> int | None:
-        """Steps done in the newest complete checkpoint; None: there is none."""
-        step: int | None = self._manager.latest_step()
-        return step
-
-    def due(self, step: int) -> bool:
-        """Whether to save after `step` steps, by the step rule or by the clock."""
-        every = self._config.steps
-        by_clock = time.monotonic() - self._saved_at >= 60 * self._config.minutes
-        return by_clock or (every is not None and step % every == 0)
-
-    def save(self, step: int, state: Any) -> None:
-        """Write the state after `step` steps; on return it is complete. Older ones beyond `keep` go."""
-        if self._manager.latest_step() != step:
-            self._manager.save(step, args=self._args.StandardSave(_flat(state)))
-            self._manager.wait_until_finished()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._newest: Saved | None = None
         self._saved_at = time.monotonic()
+
+    def newest(self) -> Saved | None:
+        """The newest sound checkpoint; None: nothing was saved yet. Half-written ones are removed.
+
+        Raises:
+            UserError: there are checkpoints, and all of them are damaged; or the processes of this job do not
+                share the directory.
+        """
+        require_shared(self._directory)
+        found = share(self._search)
+        self._newest = None if found is None else Saved(**found)
+        return self._newest
+
+    def last_good(self) -> int | None:
+        """Steps done in the newest complete checkpoint, that in the making included if it succeeds."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._newest.step if self._newest else None
+
+    def due_by_step(self, step: int) -> bool:
+        """Whether the configured steps say to save after `step` steps."""
+        return self._config.steps is not None and step % self._config.steps == 0
+
+    def due_by_clock(self) -> bool:
+        """Whether the configured minutes have passed since the last save; process 0's clock is the one that counts."""
+        return self._primary and time.monotonic() - self._saved_at >= 60 * self._config.minutes
+
+    def save(self, step: int, state: Any, facts: Mapping[str, Any] | None = None) -> None:
+        """Begin to write the state after `step` steps; `state` may be donated as soon as this returns.
+
+        Waits for the save before, if that is still being written.
+
+        Args:
+            facts: JSON values that come back with the checkpoint.
+
+        Raises:
+            Exception: what went wrong in the save before, a full disk for example.
+        """
+        self.wait()
+        self._saved_at = time.monotonic()
+        if self.last_good() == step:
+            return
+        place = self._directory / str(step)
+        self._writer.save(place, args=self._ocp.args.PyTreeSave(_flat(state)), force=True)
+        saved = Saved(step, facts or {})
+        self._thread = threading.Thread(target=self._complete, args=(place, saved), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until what was saved is complete. Raises what went wrong while it was written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what has gone wrong in the save that is being written, if anything has by now."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state saved after `step` steps, with the structure and placement of `like`."""
-        target = {name: _abstract(leaf) for name, leaf in _flat(like).items()}
-        flat = self._manager.restore(step, args=self._args.StandardRestore(target))
-        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in _flat(like)])
+        """The state saved after `step` steps, with the structure of `like` and the placement of its leaves.
+
+        The leaves may be arrays or `jax.ShapeDtypeStruct`s with a sharding; that may be over other and
+        over another number of devices than the state was saved from.
+        """
+        names = _flat(like)
+        target = {name: _abstract(leaf) for name, leaf in names.items()}
+        arguments = self._ocp.checkpoint_utils.construct_restore_args(target)
+        place = self._directory / str(step)
+        try:
+            flat = self._writer.restore(place, args=self._ocp.args.PyTreeRestore(target, restore_args=arguments))
+        except (ValueError, KeyError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise UserError(
+                f"checkpoint {place} does not fit this model and optimizer ({reason}); it is of another version of "
+                f"nanocode: remove {self._directory} to start again"
+            ) from error
+        return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
 
     def close(self) -> None:
-        """Release Orbax's threads."""
-        self._manager.close()
+        """Wait for what is being written, without raising, and release Orbax's threads."""
+        if self._thread is not None:
+            self._thread.join()
+        self._writer.close()
+
+    def _complete(self, place: Path, saved: Saved) -> None:
+        """The thread: wait for Orbax, write the manifest, remove what is too old."""
+        try:
+            self._writer.wait_until_finished()
+            if self._primary:
+                seal(place, saved)
+                self._prune()
+            self._newest = saved
+        except BaseException as error:
+            self._failure = error
+
+    def _prune(self) -> None:
+        for path in self._sealed()[self._config.keep :]:
+            shutil.rmtree(path)
+        for path in self._directory.glob(f"*{REFUSED}"):
+            shutil.rmtree(path)
+
+    def _search(self) -> dict[str, Any] | None:
+        """On process 0: `newest` as JSON."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        sealed = self._sealed()
+        for path in self._directory.iterdir():
+            if path not in sealed and path.suffix != REFUSED:
+                self._log(f"checkpoint {path.name} was not complete: removed")
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        refused: list[tuple[Path, str]] = []
+        for path in sealed:
+            try:
+                saved = verify(path)
+            except Damaged as damage:
+                refused.append((path, str(damage)))
+                self._log(f"WARNING: CHECKPOINT {path} IS DAMAGED AND NOT USED: {damage}")
+                continue
+            for old, _ in refused:
+                shutil.rmtree(old.with_suffix(REFUSED), ignore_errors=True)
+                old.rename(old.with_suffix(REFUSED))
+            return asdict(saved)
+        if refused:
+            names = "; ".join(f"{path.name}: {damage}" for path, damage in refused)
+            raise UserError(
+                f"all checkpoints in {self._directory} are damaged ({names}); remove that directory to start again "
+                "from the beginning"
+            )
+        return None
+
+    def _sealed(self) -> list[Path]:
+        """The directories with a manifest, newest first."""
+        found = (p for p in self._directory.iterdir() if p.name.isdecimal() and is_sealed(p))
+        return sorted(found, key=lambda path: -int(path.name))
 
 
-def _abstract(array: Array) -> Any:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)  # type: ignore[no-untyped-call]
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _flat(state: Any) -> dict[str, Array]:
+def _flat(state: Any) -> dict[str, Any]:
     """The leaves by path. A checkpoint is a plain mapping of names: no class of ours is needed to read it."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

@@ -5,6 +5,7 @@ computed once, before the first step, and kept in the work directory.
 """
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def build(job: "Job") -> dict[str, Any]:
 
     tokens_per_step = 2 * config.batch_pairs * (data.pairs.chosen.shape[1] - 1)
     plan = Plan(steps, batch, preference(config.loss, config.beta), tokens_per_step)
-    model = train(job, model, build_optimizer(config.optimizer, steps, model.shape.width), plan)
+    model = train(job, model, partial(build_optimizer, config.optimizer, steps, model.shape.width), plan)
 
     after = measure(model)
     job.metric(step=steps, **after)

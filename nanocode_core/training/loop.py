@@ -1,49 +1,45 @@
 """The one training loop: pretraining, SFT and DPO differ in their batches and their objective.
 
-State after `step` steps is (params, optimizer state, step); a step is one jitted function of it and
-of `batch(step)`, which is pure. So a run that is killed and goes on from a checkpoint repeats the
-same computation, and ends with the same bytes. A batch is a mapping of host arrays whose first axis
-is rows; it carries weights that add up to one over the whole batch, so micro-batches (gradient
-accumulation) simply add up. An objective returns the weighted loss of its rows and further sums.
+A step is one compiled function of the state and of `batch(step)`, which is pure (program.py). So a
+run that is killed and goes on from a checkpoint repeats the same computation, and ends with the
+same bytes. While the devices compute a step, a thread makes the next batches, another writes the last
+checkpoint, and this one reads the losses of the step before. With several processes all of them
+run this loop in the same order; what only one can know they agree on (distributed.py).
 """
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array
 
+from nanocode_core.config.chips import find_chip
 from nanocode_core.errors import UserError
-from nanocode_core.model.attention import choose_attention
-from nanocode_core.model.flops import flops_per_token, model_flops_utilization
+from nanocode_core.model.backend import Backend
+from nanocode_core.model.flops import count_parameters, flops_per_token
 from nanocode_core.model.gpt import GPT
 from nanocode_core.training.checkpoints import Checkpoints
-from nanocode_core.training.interrupt import noted_signals
-from nanocode_core.training.objectives import Batch, HostBatch, Objective
+from nanocode_core.training.distributed import Agreement, join, processes
+from nanocode_core.training.goodput import Starts
+from nanocode_core.training.health import Health
+from nanocode_core.training.interrupt import StopRequest, noted_signals
+from nanocode_core.training.metrics import Reporter
+from nanocode_core.training.objectives import HostBatch, Objective
+from nanocode_core.training.prefetch import Prefetch
+from nanocode_core.training.profiling import Profile
+from nanocode_core.training.program import Program, TrainState
+from nanocode_core.training.sharding import Parallelism, choose_parallelism, local_mesh
 
 if TYPE_CHECKING:
     from nanocode_core.jobs.job import Job
 
-
-CPU_TOKENS = 2048
-PROGRESS_SECONDS = 5.0
-"""Throughput is taken, and progress shown, over windows of at least so much time."""
-
-
-class TrainState(NamedTuple):
-    """Everything a run is, between two steps."""
-
-    params: Any
-    optimizer: Any
-    step: Array
+SAVE, STOP = 1, 2
+"""Wishes that the processes agree on; the larger counts."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +56,11 @@ class Plan:
 
     Attributes:
         steps: optimizer steps.
-        batch: pure function of the step (from 0).
+        batch: pure function of the step (from 0), called in a thread; its rows have to be a multiple of the
+            devices they are spread over.
         objective: see `Objective`.
         tokens_per_step: for the throughput.
-        micro: rows computed at once; None: as suits the platform (see `choose_micro`).
+        micro: rows computed at once; None: as suits the platform.
         periodic: further metrics on the way; see `Periodic`.
     """
 
@@ -75,181 +72,168 @@ class Plan:
     periodic: tuple[Periodic, ...] = ()
 
 
-def train(job: "Job", model: GPT, optimizer: optax.GradientTransformation, plan: Plan) -> GPT:
-    """Train from the newest checkpoint in job.work, or from `model`, and return the trained model.
+def train(job: "Job", model: GPT, optimizer: Callable[[Backend], optax.GradientTransformation], plan: Plan) -> GPT:
+    """Train from the newest sound checkpoint in job.work, or from `model`, and return the trained model.
 
-    `model`'s arrays are not touched. Raises UserError where the loss stops being finite, and
-    KeyboardInterrupt, after a save, where a signal asked to stop.
+    `model`'s arrays are not touched; the result lies on one local device.
+
+    Args:
+        job: gives the work directory, the execution settings, and takes log and metrics.
+        model: where to start.
+        optimizer: makes the optimizer for the backend that is chosen here.
+        plan: what to train on.
+
+    Raises:
+        UserError: the run has gone wrong (health.py), or all its checkpoints are damaged.
+        KeyboardInterrupt: a signal asked to stop; the state is saved.
     """
-    graph, params = nnx.split(model, nnx.Param)
-    # Copies: the step donates its input, and the caller may still need the model it gave.
-    params = jax.tree.map(jnp.array, params)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    checkpoints = Checkpoints(job.work / "checkpoints", job.config.checkpoints)
-    try:
-        first = checkpoints.latest() or 0
-        if first:
-            state = checkpoints.restore(first, state)
+    join()
+    backend = _backend(job, model)
+    program = Program(model.shape, optimizer(backend), plan.objective, backend, plan.micro)
+    with _opened(job) as checkpoints:
+        return _Run(job, plan, program, checkpoints, nnx.split(model, nnx.Param)[0]).train(model)
+
+
+class _Run:
+    """One start of a run."""
+
+    def __init__(self, job: "Job", plan: Plan, program: Program, checkpoints: Checkpoints, graph: Any) -> None:
+        self._job, self._plan, self._program, self._checkpoints = job, plan, program, checkpoints
+        self._graph = graph
+        self._starts = Starts(job.work / "starts") if job.primary else None
+        self._agree = Agreement()
+        self._finite = jax.jit(lambda tree: jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])))
+
+    def train(self, model: GPT) -> GPT:
+        """The trained model."""
+        job, plan = self._job, self._plan
+        saved = self._checkpoints.newest()
+        first, facts = (saved.step, saved.facts) if saved else (0, {})
+        state = self._program.initial(model)
+        if saved:
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+            del state  # never two states at a time
+            state = self._checkpoints.restore(first, like)
             job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
-        job.rewind_metrics(first)
-        micro = plan.micro or choose_micro(plan.batch(first)) if first < plan.steps else None
-        job.log(
-            f"{jax.device_count()} x {jax.devices()[0].device_kind}, {model.shape.compute}, "
-            f"attention {choose_attention().__name__}, {micro or 'all'} rows at once"
-        )
-        step = jax.jit(make_step(graph, optimizer, plan.objective, micro), donate_argnums=0)
-        state = _steps(job, graph, state, first, step, plan, checkpoints)
+        job.rewind_metrics(first, facts.get("metrics_bytes"))
+        self._announce()
+        health = Health(job.stage, facts.get("first_loss"), self._checkpoints.last_good)
+        productive = float(facts.get("productive_seconds", 0.0))
+        flops = flops_per_token(model.shape)
+        reporter = Reporter(job, plan.steps, first, plan.tokens_per_step, flops, health, productive)
+        with noted_signals() as request:
+            state = self._steps(state, first, reporter, health, request)
+            self._checkpoints.wait()
+            self._finish(reporter.productive)
+            if request.asked and processes().count == 1:  # while the last checkpoint was written
+                raise KeyboardInterrupt
+        return self._model(state)
+
+    def _steps(
+        self, state: TrainState, first: int, reporter: Reporter, health: Health, request: StopRequest
+    ) -> TrainState:
+        job, plan, program = self._job, self._plan, self._program
+        trace = job.out / "logs" / "profile" if job.config.training.profile and job.primary else None
+        profile = Profile(trace, first, plan.steps, job.log)
+        with Prefetch(lambda index: program.place(plan.batch(index)), first, plan.steps) as batches, profile:
+            for index in range(first, plan.steps):
+                done = index + 1
+                with profile.step(index):
+                    batch, waited = batches.get()
+                    called = time.perf_counter()
+                    state, metrics = program.step(state, batch)
+                    if index == first:
+                        reporter.compiled(time.perf_counter() - called)
+                reporter.push(done, metrics, waited)
+                if profile.is_last(index):
+                    reporter.drain()
+                    with reporter.paused():
+                        profile.stop()
+                self._checkpoints.check()
+                if self._starts:
+                    self._starts.alive()
+                measures = [p.measure for p in plan.periodic if done % p.every == 0 and done < plan.steps]
+                wish = self._agree(STOP if request.asked else SAVE if self._checkpoints.due_by_clock() else 0)
+                saving = wish or done == plan.steps or self._checkpoints.due_by_step(done)
+                if saving or measures:
+                    reporter.drain()
+                for measure in measures:
+                    with reporter.paused():
+                        job.metric(step=done, **measure(self._model(state)))
+                if saving and (health.well or done == plan.steps):
+                    with reporter.paused(stall=True):
+                        self._save(done, state, reporter.productive, health)
+                if wish == STOP:
+                    self._stop()
+        return state
+
+    def _stop(self) -> NoReturn:
+        self._checkpoints.wait()
+        step = self._checkpoints.last_good()
+        self._job.log(f"asked to stop: {'nothing saved yet' if step is None else f'saved after step {step}'}")
+        raise KeyboardInterrupt
+
+    def _save(self, done: int, state: TrainState, productive: float, health: Health) -> None:
+        if not self._finite(state.params):
+            raise UserError(health.message(done, "a parameter is no finite number"))
+        facts = {
+            "first_loss": health.first_loss,
+            "productive_seconds": productive,
+            "metrics_bytes": self._job.metrics_bytes(),
+        }
+        self._checkpoints.save(done, state, facts)
+        self._agree.forget()
+
+    def _model(self, state: TrainState) -> GPT:
+        """The model with its parameters whole on one device of this process."""
+        params = state.params
+        mesh = self._program.backend.mesh
+        if mesh is not None:
+            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            params = jax.tree.map(lambda x: x.addressable_data(0), jax.jit(lambda p: p, out_shardings=whole)(params))
+        model: GPT = nnx.merge(self._graph, params)
+        return model
+
+    def _announce(self) -> None:
+        backend = self._program.backend
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        if backend.mesh is not None:
+            devices += " as " + " x ".join(f"{size} {axis}" for axis, size in backend.mesh.shape.items() if size > 1)
+        if processes().count > 1:
+            devices += f" in {processes().count} processes"
+        self._job.log(f"{devices}, {self._program.shape.compute}, attention {backend.attention.__name__}")
+
+    def _finish(self, productive: float) -> None:
+        if self._starts:
+            wall = self._starts.seconds()
+            self._job.metric(
+                step=self._plan.steps,
+                goodput=round(min(1.0, productive / max(wall, 1e-9)), 4),
+                productive_seconds=round(productive, 3),
+                wall_seconds=round(wall, 3),
+                starts=self._starts.count,
+            )
+
+
+def _backend(job: "Job", model: GPT) -> Backend:
+    """How the run is computed on the devices there are."""
+    count = jax.device_count()
+    if count == 1:
+        return Backend.of(remat=job.config.model.remat)
+    device = jax.local_devices()[0]
+    chip = find_chip(device.device_kind)
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    memory = limit or (chip.memory_gib * 2**30 if chip and chip.memory_gib else None)
+    parallel = job.config.parallel
+    parameters = count_parameters(model.shape)["total"]
+    axes: Parallelism = choose_parallelism(count, parameters, memory, parallel.fsdp, parallel.tensor)
+    return Backend.of(mesh=local_mesh(axes), remat=job.config.model.remat)
+
+
+@contextmanager
+def _opened(job: "Job") -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(job.work / "checkpoints", job.config.checkpoints, job.log)
+    try:
+        yield checkpoints
     finally:
         checkpoints.close()
-    return nnx.merge(graph, state.params)
-
-
-def choose_micro(batch: Batch, platform: str | None = None) -> int | None:
-    """Rows of a batch to compute at once; None: all.
-
-    On a CPU activations should stay in its caches: about 2,048 tokens at once are half as fast again
-    as 8,192, in half the memory (LOG.md).
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        return None
-    rows = len(batch["inputs"])
-    tokens = batch["inputs"].size // rows
-    return max(size for size in range(1, rows + 1) if rows % size == 0 and (size == 1 or size * tokens <= CPU_TOKENS))
-
-
-def make_step(
-    graph: Any, optimizer: optax.GradientTransformation, objective: Objective, micro: int | None
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """One optimizer step as a pure function (state, batch) -> (state, metrics)."""
-
-    def loss(params: Any, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        return objective(nnx.merge(graph, params), batch)
-
-    gradient = jax.value_and_grad(loss, has_aux=True)
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        (value, sums), gradients = _accumulate(partial(gradient, state.params), batch, micro)
-        updates, inner = optimizer.update(gradients, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **sums}
-        return TrainState(params, inner, state.step + 1), metrics
-
-    return run
-
-
-def _accumulate(gradient: Callable[[Batch], Any], batch: Batch, micro: int | None) -> Any:
-    """The sum of `gradient` over micro-batches of `micro` rows."""
-    rows = len(next(iter(batch.values())))
-    if micro is None or micro >= rows:
-        return gradient(batch)
-    if rows % micro:
-        raise UserError(f"micro_sequences ({micro}) must divide the batch ({rows} rows)")
-    parts = {name: x.reshape(rows // micro, micro, *x.shape[1:]) for name, x in batch.items()}
-    empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradient, _first(parts)))
-    return jax.lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, gradient(part)), None), empty, parts)[0]
-
-
-def _first(parts: Batch) -> Batch:
-    return {name: array[0] for name, array in parts.items()}
-
-
-def _steps(
-    job: "Job",
-    graph: Any,
-    state: TrainState,
-    first: int,
-    step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]],
-    plan: Plan,
-    checkpoints: Checkpoints,
-) -> TrainState:
-    """Run steps first ... plan.steps - 1."""
-    reporter = _Reporter(job, plan, flops_per_token(nnx.merge(graph, state.params).shape), first, checkpoints)
-    with noted_signals() as request:
-        for index in range(first, plan.steps):
-            state, metrics = step(state, plan.batch(index))
-            done = index + 1
-            reporter.push(done, metrics)
-            measures = [p.measure for p in plan.periodic if done % p.every == 0 and done < plan.steps]
-            asked = request.asked
-            saving = asked or done == plan.steps or checkpoints.due(done)
-            if saving or measures:
-                reporter.drain()
-            for measure in measures:
-                with reporter.paused():
-                    job.metric(step=done, **measure(nnx.merge(graph, state.params)))
-            if saving:
-                with reporter.paused():
-                    checkpoints.save(done, state)
-            if asked:
-                job.log(f"asked to stop: saved after step {done}")
-                raise KeyboardInterrupt
-        if request.asked:  # while the last checkpoint was written
-            raise KeyboardInterrupt
-    return state
-
-
-class _Reporter:
-    """Reads the metrics one step behind, so that the device never waits for Python; watches for NaN."""
-
-    def __init__(self, job: "Job", plan: Plan, flops: int, first: int, checkpoints: Checkpoints) -> None:
-        self._job, self._plan, self._flops = job, plan, flops
-        self._checkpoints = checkpoints
-        self._pending: deque[tuple[int, dict[str, Array]]] = deque()
-        self._first, self._since, self._clock = first, first, time.monotonic()
-
-    def push(self, done: int, metrics: dict[str, Array]) -> None:
-        self._pending.append((done, metrics))
-        if len(self._pending) > 1:
-            self._read(*self._pending.popleft())
-
-    def drain(self) -> None:
-        while self._pending:
-            self._read(*self._pending.popleft())
-
-    def paused(self) -> "_Pause":
-        """A context whose time does not count in the throughput."""
-        return _Pause(self)
-
-    def shift(self, seconds: float) -> None:
-        self._clock += seconds
-
-    def _read(self, done: int, metrics: dict[str, Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            raise UserError(self._diverged(done, values))
-        seconds = time.monotonic() - self._clock
-        if done == self._first + 1:
-            # The first step includes compilation: start the clock after it.
-            self._job.metric(step=done, **values)
-            self._job.progress(
-                done, self._plan.steps, "steps", f"loss {values['loss']:.4f}, compiled in {seconds:.1f} s"
-            )
-        elif seconds >= PROGRESS_SECONDS or done == self._plan.steps:
-            speed = (done - self._since) * self._plan.tokens_per_step / max(seconds, 1e-9)
-            utilization = model_flops_utilization(speed * self._flops)
-            extra = {} if utilization is None else {"mfu": utilization}
-            self._job.metric(step=done, **values, tokens_per_second=round(speed, 1), **extra)
-            self._job.progress(done, self._plan.steps, "steps", f"loss {values['loss']:.4f}, {speed:,.0f} tokens/s")
-        else:
-            self._job.metric(step=done, **values)
-            return
-        self._since, self._clock = done, time.monotonic()
-
-    def _diverged(self, done: int, values: dict[str, float]) -> str:
-        good = self._checkpoints.latest()
-        saved = f"the last good checkpoint is after step {good}" if good else "there is no checkpoint before it"
-        return (
-            f"{self._job.stage}: loss {values['loss']}, gradient norm {values['gradient_norm']} at step {done} "
-            f"(batch {done - 1}); {saved}. Lower the learning rates ({self._job.stage} optimizer) and start again"
-        )
-
-
-class _Pause:
-    def __init__(self, reporter: _Reporter) -> None:
-        self._reporter = reporter
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._reporter.shift(time.monotonic() - self._start)

@@ -68,7 +68,9 @@ def paired_rows(
 def next_token(model: GPT, batch: Batch) -> tuple[Array, dict[str, Array]]:
     """Weighted mean of -log p(target), in nats; the objective of pretraining and SFT."""
     hidden, targets, weights = _states(model, batch)
-    total, _ = weighted_loss(hidden, model.head[...], targets, weights, model.shape.softcap)
+    # Unpacked rows (pretraining) learn at every place.
+    dense = "segments" not in batch
+    total, _ = weighted_loss(hidden, model.head[...], targets, weights, model.shape.softcap, model.backend, dense)
     return total, {}
 
 
@@ -87,7 +89,9 @@ def preference(kind: Literal["ipo", "sigmoid"], beta: float) -> Objective:
         head, softcap = model.head[...], model.shape.softcap
         # The loss is not linear in the log-probabilities. Its derivative by each of them comes from
         # a first pass over the head; weighted by that, the second pass has the right gradient.
-        nats = token_losses(lax.stop_gradient(hidden), lax.stop_gradient(head), targets, weights, softcap)
+        nats = token_losses(
+            lax.stop_gradient(hidden), lax.stop_gradient(head), targets, weights, softcap, model.backend
+        )
         logprobs = -jnp.sum(nats.reshape(P, 2, L), axis=-1)
 
         def mean_loss(logprobs: Array) -> tuple[Array, Array]:
@@ -97,7 +101,7 @@ def preference(kind: Literal["ipo", "sigmoid"], beta: float) -> Objective:
 
         (loss, margins), slope = jax.value_and_grad(mean_loss, has_aux=True)(logprobs)
         by_token = weights * jnp.repeat(-slope.reshape(-1), L)
-        linear, _ = weighted_loss(hidden, head, targets, by_token, softcap)
+        linear, _ = weighted_loss(hidden, head, targets, by_token, softcap, model.backend)
         share = batch["share"]
         sums = {"margin": jnp.sum(share * margins), "margin_positive": jnp.sum(share * (margins > 0))}
         return linear + lax.stop_gradient(loss - linear), sums

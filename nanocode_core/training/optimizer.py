@@ -1,16 +1,13 @@
-"""Muon for the matrices of the blocks, Adam for embedding and head.
+"""Muon for the matrices of the blocks, AdamW for everything else.
 
 Muon (Keller Jordan et al., 2024) replaces a matrix's averaged gradient by the nearest
-semi-orthogonal matrix, so every direction moves by the same amount. It is written out here rather
-than taken from `optax.contrib.muon`, whose momentum is a constant and bias-corrected: the original
-raises it from 0.85 to 0.95 over 300 steps, uncorrected. Everything else is optax.
-
+semi-orthogonal matrix, so every direction moves by the same amount (muon.py). AdamW is optax's.
 Rates follow one curve for all groups: an optional linear rise, a plateau, and a linear fall over
 the last `warmdown` share of the steps to `final_lr` of the full rate.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,56 +15,93 @@ import optax
 from jax import Array
 
 from nanocode_core.config.model import Optimizer as OptimizerConfig
+from nanocode_core.model.backend import Backend
+from nanocode_core.training.muon import Muon, muon
 
 Schedule = Callable[[Array], Array]
 
-NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
-"""Quintic coefficients a, b, c of X <- a X + (b A + c A A) X with A = X X^T."""
-NEWTON_SCHULZ_STEPS = 5
+SMEAR_LR = 0.2
+"""Rate of the smear and backout parameters (nanochat)."""
 
 
-class MuonState(NamedTuple):
-    """Steps taken so far, and the averaged gradients in the shapes of the matrices."""
-
-    taken: Array
-    momentum: Any
-
-
-def build_optimizer(config: OptimizerConfig, steps: int, width: int) -> optax.GradientTransformation:
+def build_optimizer(
+    config: OptimizerConfig,
+    steps: int,
+    width: int,
+    backend: Backend,
+    rate_scale: float = 1.0,
+    decay_scale: float = 1.0,
+) -> optax.GradientTransformation:
     """The optimizer of one training run.
 
     Args:
         config: rates and schedule.
         steps: optimizer steps of the whole run.
-        width: of the model; the rates of embedding and head scale by (width / 768)^-0.5.
+        width: of the model; the rates of embeddings and head scale by (width / 768)^-0.5.
+        backend: where it runs.
+        rate_scale: of all rates (see horizon.py).
+        decay_scale: of the matrices' weight decay.
     """
     curve = rate_curve(config, steps)
-    adam_scale = (width / 768) ** -0.5
+    by_width = (width / 768) ** -0.5
 
-    def adam(rate: float) -> optax.GradientTransformation:
-        return optax.adam(lambda step: rate * adam_scale * curve(step), b1=0.8, b2=0.95, eps=1e-10)
+    def adam(
+        rate: float, beta2: float, decay: float = 0.0, beta1: float = 0.8, scale: float = rate_scale
+    ) -> optax.GradientTransformation:
+        def schedule(step: Array) -> Array:
+            return rate * scale * curve(step)
 
+        if not decay:
+            return optax.adam(schedule, b1=beta1, b2=beta2, eps=1e-10)
+        return optax.adamw(schedule, b1=beta1, b2=beta2, eps=1e-10, weight_decay=decay)
+
+    embedding = config.embedding_lr * by_width
+    rule = Muon(
+        rate=lambda step: config.matrix_lr * rate_scale * curve(step),
+        momentum=momentum_curve(config, steps),
+        decay=decay_curve(config.matrix_decay * decay_scale, steps),
+        orthogonalizer=config.orthogonalizer,
+        equilibrate=config.equilibrate,
+        renormalize=config.renormalize,
+        second_moment=config.second_moment,
+    )
     groups = {
-        "matrix": muon(lambda step: config.matrix_lr * curve(step)),
-        "embedding": adam(config.embedding_lr),
-        "head": adam(config.head_lr),
+        "matrix": muon(rule, backend),
+        "embedding": adam(embedding, config.embedding_beta2, config.embedding_decay),
+        "value_embedding": adam(0.5 * embedding, config.embedding_beta2, config.head_decay),
+        "head": adam(config.head_lr * by_width, config.head_beta2, config.head_decay),
+        # The scalars' settings are nanochat's; the recipe without them has none to set.
+        "keep": adam(0.01 * config.scalar_lr, 0.95, 0.05),
+        "blend": adam(config.scalar_lr, 0.95, beta1=0.96),
+        "smear": adam(SMEAR_LR, 0.95, scale=1.0),
     }
     return optax.partition(groups, group_of_each)
 
 
+_GROUPS = {
+    "embedding": "embedding",
+    "value_embedding": "value_embedding",
+    "head": "head",
+    "keep": "keep",
+    "blend": "blend",
+    "smear_gate": "smear",
+    "smear_scale": "smear",
+    "backout_scale": "smear",
+}
+
+
 def group_of_each(params: Any) -> Any:
-    """The optimizer group of every leaf: "embedding", "head", or "matrix" for what is in a block."""
+    """The optimizer group of every leaf; "matrix" for what is in a block, and the gates of value embeddings."""
 
     def group(path: tuple[Any, ...], _: Array) -> str:
-        name = str(getattr(path[0], "key", path[0]))
-        return name if name in ("embedding", "head") else "matrix"
+        return _GROUPS.get(str(getattr(path[0], "key", path[0])), "matrix")
 
     return jax.tree_util.tree_map_with_path(group, params)
 
 
 def rate_curve(config: OptimizerConfig, steps: int) -> Schedule:
     """The learning rate at a step (from 0) as a share of the full one."""
-    warmup = config.warmup * steps
+    warmup = max(config.warmup * steps, config.warmup_steps)
     warmdown = config.warmdown * steps
 
     def curve(step: Array) -> Array:
@@ -79,51 +113,22 @@ def rate_curve(config: OptimizerConfig, steps: int) -> Schedule:
     return curve
 
 
-def muon_momentum(step: Array) -> Array:
-    """0.85 at step 0, 0.95 from step 300 on."""
-    return 0.85 + 0.1 * jnp.minimum(step / 300, 1)
+def momentum_curve(config: OptimizerConfig, steps: int) -> Schedule:
+    """Muon's momentum at a step: from 0.85 up over `momentum_steps`, and to `final_momentum` over the warmdown."""
+    warmdown = config.warmdown * steps
+
+    def curve(step: Array) -> Array:
+        value = 0.85 + (config.momentum - 0.85) * jnp.minimum(step / config.momentum_steps, 1)
+        if config.final_momentum is None or not warmdown:
+            return jnp.asarray(value)
+        done = jnp.clip((step - (steps - warmdown)) / warmdown, 0, 1)
+        falling = config.momentum + (config.final_momentum - config.momentum) * done
+        # As long as it still rises it is not yet falling.
+        return jnp.where((step < config.momentum_steps) | (done == 0), value, falling)
+
+    return curve
 
 
-def muon(rate: Schedule, momentum: Schedule = muon_momentum) -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised; for [in, out] matrices only.
-
-    The update is -rate * sqrt(max(1, out / in)) * orthogonal(nesterov gradient). The average
-    starts at zero without correction: orthogonalising removes its scale anyway.
-    """
-
-    def init(params: optax.Params) -> MuonState:
-        return MuonState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
-
-    def update(
-        gradients: optax.Updates, state: MuonState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, MuonState]:
-        del params
-        beta, lr = momentum(state.taken), rate(state.taken)
-        average = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, gradients)
-
-        def step(m: Array, g: Array) -> Array:
-            rows, columns = g.shape
-            scale = max(1.0, columns / rows) ** 0.5
-            return jnp.asarray(-lr * scale) * orthogonal(beta * m + (1 - beta) * g)
-
-        return jax.tree.map(step, average, gradients), MuonState(state.taken + 1, average)
-
-    return optax.GradientTransformation(init, update)
-
-
-def orthogonal(matrix: Array) -> Array:
-    """Push all singular values of a [m, n] matrix to about 1 by five Newton-Schulz steps.
-
-    In bfloat16 where the platform is fast in it, as in the original; in float32 on a CPU.
-    """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / (jnp.linalg.norm(x) + 1e-7)
-    if jax.default_backend() != "cpu":
-        x = x.astype(jnp.bfloat16)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    x = jnp.asarray(x, matrix.dtype)
-    return x.T if tall else x
+def decay_curve(decay: float, steps: int) -> Schedule | None:
+    """The matrices' weight decay at a step: half a cosine from `decay` to 0. None: there is none."""
+    return (lambda step: decay * 0.5 * (1 + jnp.cos(jnp.pi * step / steps))) if decay else None

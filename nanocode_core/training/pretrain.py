@@ -1,19 +1,19 @@
 """The stage `pretrain`: a GPT from scratch on packed corpus rows, measured in bits per byte of each source."""
 
-import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flax import nnx
 
-from nanocode_core.config import Config
 from nanocode_core.data.rows import TokenRows
 from nanocode_core.model.engine import complete
 from nanocode_core.model.flops import count_parameters
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
 from nanocode_core.model.scoring import bits_per_byte, slices
+from nanocode_core.model.shape import Shape
 from nanocode_core.model.weights import save_model
 from nanocode_core.tokenizer import Tokenizer
+from nanocode_core.training.horizon import horizon
 from nanocode_core.training.loop import Periodic, Plan, train
 from nanocode_core.training.objectives import HostBatch, next_token, whole_rows
 from nanocode_core.training.optimizer import build_optimizer
@@ -42,8 +42,8 @@ def build(job: "Job") -> dict[str, Any]:
     shape = Shape.of(job.config.model, tokenizer.vocabulary)
     model = nnx.jit(lambda: GPT(shape, job.config.seed))()
     counts = count_parameters(model.shape)
-    tokens_per_step = config.batch_sequences * rows.sequence
-    steps = count_steps(job.config, counts["total"], rows.sequence)
+    run = horizon(job.config, shape)
+    steps, tokens_per_step = run.steps, run.batch_sequences * rows.sequence
     job.log(
         f"{counts['total']:,} parameters, {steps} steps of {tokens_per_step:,} tokens "
         f"({steps * tokens_per_step / (rows.count * rows.sequence):.2f} epochs)"
@@ -54,7 +54,7 @@ def build(job: "Job") -> dict[str, Any]:
     before = remembered(job, "before", lambda: validate(model))
 
     def batch(step: int) -> HostBatch:
-        return whole_rows(rows.batch(step, config.batch_sequences, job.config.seed))
+        return whole_rows(rows.batch(step, run.batch_sequences, job.config.seed))
 
     plan = Plan(
         steps=steps,
@@ -67,7 +67,15 @@ def build(job: "Job") -> dict[str, Any]:
             Periodic(config.sample_every, lambda model: {"samples": sample(model, tokenizer)}),
         ),
     )
-    model = train(job, model, build_optimizer(config.optimizer, steps, model.shape.width), plan)
+    optimizer = partial(
+        build_optimizer,
+        config.optimizer,
+        steps,
+        shape.width,
+        rate_scale=run.rate_scale,
+        decay_scale=run.decay_scale,
+    )
+    model = train(job, model, optimizer, plan)
 
     after = validate(model)
     job.metric(step=steps, **{f"bpb_{source}": value for source, value in after.items()})
@@ -88,15 +96,6 @@ def build(job: "Job") -> dict[str, Any]:
         "steps": steps,
         "tokens": steps * tokens_per_step,
     }
-
-
-def count_steps(config: Config, parameters: int, sequence: int) -> int:
-    """Optimizer steps: as configured, or enough for the tokens, themselves by default a multiple of parameters."""
-    training = config.training
-    if training.steps is not None:
-        return training.steps
-    tokens = training.tokens or training.tokens_per_parameter * parameters
-    return max(1, math.ceil(tokens / (training.batch_sequences * sequence)))
 
 
 def source_bits_per_byte(model: GPT, validation: dict[str, HostBatch], tokenizer: Tokenizer) -> dict[str, float]:

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nanocode_core.config import Config
+from nanocode_core.training.distributed import join, share
 
 if TYPE_CHECKING:
     from nanocode_core.jobs.job import Job
 
 
 def prepare_jax(config: Config) -> None:
-    """Keep compiled programs in <run.cache>/jax, so that the next start (or a resume) need not compile."""
+    """Meet the job's other processes, and keep compiled programs in <run.cache>/jax for the next start."""
+    join()
     directory = Path(config.run.cache) / "jax"
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.5}
     for name, value in settings.items():
-        jax.config.update(name, value)  # type: ignore[no-untyped-call]
+        jax.config.update(name, value)
 
 
 def remembered(job: "Job", name: str, compute: Callable[[], Any]) -> Any:
@@ -29,12 +31,14 @@ def remembered(job: "Job", name: str, compute: Callable[[], Any]) -> Any:
     For what is measured before training: after a kill it need not be measured again.
     """
     path = job.work / f"{name}.json"
-    if path.exists():
-        return json.loads(path.read_text())
+    kept = share(lambda: json.loads(path.read_text()) if path.exists() else None)
+    if kept is not None:
+        return kept
     value = compute()
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value))
-    os.replace(partial, path)
+    if job.primary:
+        partial = path.with_suffix(".tmp")
+        partial.write_text(json.dumps(value))
+        os.replace(partial, path)
     return value
 
 
@@ -44,11 +48,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def throughput(job: "Job") -> dict[str, float]:
-    """Headline figures from the metrics: the last loss, the median of tokens per second and of MFU."""
+    """Headline figures from the metrics: the last loss, the median of tokens per second and of MFU, goodput."""
+    if not job.primary:
+        return {}
     lines = [json.loads(line) for line in job.metrics_path.read_text().splitlines()]
     found = {"loss": next(line["loss"] for line in reversed(lines) if "loss" in line)}
     for name in ("tokens_per_second", "mfu"):
         values = sorted(line[name] for line in lines if name in line)
         if values:
             found[name] = values[len(values) // 2]
+    found["goodput"] = next(line["goodput"] for line in reversed(lines) if "goodput" in line)
     return found

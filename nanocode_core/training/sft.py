@@ -1,5 +1,6 @@
 """The stage `sft`: the pretrained model learns the rollouts, by the loss on assistant tokens alone."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nanocode_core.data.conversations import (
@@ -52,7 +53,7 @@ def build(job: "Job") -> dict[str, Any]:
         micro=config.micro_sequences,
         periodic=(Periodic(config.validate_every, lambda model: {"rollout_bpb": validate(model)}),),
     )
-    model = train(job, model, build_optimizer(config.optimizer, steps, model.shape.width), plan)
+    model = train(job, model, partial(build_optimizer, config.optimizer, steps, model.shape.width), plan)
 
     after = validate(model)
     job.metric(step=steps, rollout_bpb=after)

@@ -230,3 +230,31 @@ def test_metrics_lines_beyond_a_resume_are_dropped_and_a_cut_one_too(tmp_path):
     job.rewind_metrics(2)
     assert [json.loads(line)["step"] for line in job.metrics_path.read_text().splitlines()] == [0, 1, 2]
     assert os.listdir(job.metrics_path.parent) == ["metrics.jsonl"]
+
+
+def test_metrics_are_cut_where_they_were_at_a_save(tmp_path):
+    from nanocode_core.jobs.job import Job
+
+    job = Job("toy", "0" * 16, load_config("demo"), {}, tmp_path, tmp_path, None)
+    assert job.metrics_bytes() == 0
+    job.metric(step=1, loss=1.0)
+    size = job.metrics_bytes()
+    # Of the same step, but after the save: a resume writes it once more.
+    job.metric(step=1, after=1.0)
+    job.metric(step=2, loss=1.0)
+    job.rewind_metrics(1, size)
+    assert [set(json.loads(line)) for line in job.metrics_path.read_text().splitlines()] == [{"time", "step", "loss"}]
+    job.rewind_metrics(1, size + 1000)  # shorter than it was: then by step
+    assert job.metrics_bytes() == size
+
+
+def test_of_several_processes_the_first_one_talks(tmp_path, capsys):
+    from nanocode_core.jobs.job import Job
+
+    job = Job("toy", "0" * 16, load_config("demo"), {}, tmp_path, tmp_path, None, primary=False)
+    job.log("hello")
+    job.metric(step=1, loss=1.0)
+    job.progress(1, 1, "steps")
+    job.rewind_metrics(0)
+    assert capsys.readouterr().out == ""
+    assert not job.metrics_path.exists()

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,8 +9,9 @@ import pytest
 from flax import nnx
 
 from nanocode_core.errors import UserError
-from nanocode_core.model.gpt import GPT, Shape
-from nanocode_core.training.loop import TrainState, choose_micro, make_step
+from nanocode_core.model.backend import Backend
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 from nanocode_core.training.objectives import (
     next_token,
     packed_rows,
@@ -20,6 +20,7 @@ from nanocode_core.training.objectives import (
     preference_loss,
     whole_rows,
 )
+from nanocode_core.training.program import Program, choose_micro
 
 SHAPE = Shape(1, 16, 2, 2, 4, 50, 32, 1e4, 15.0, "float32")
 
@@ -106,12 +107,12 @@ def test_preference_losses_by_hand() -> None:
 def test_micro_batches_add_up_to_the_whole_batch(
     model: GPT, objective: Any, make: Callable[[], dict[str, np.ndarray]]
 ) -> None:
-    graph, params = nnx.split(model, nnx.Param)
-    optimizer = optax.sgd(0.1)
-    start = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
-    step = partial(make_step, graph, optimizer, objective)
-    whole, metrics = jax.jit(step(None))(start, make())
-    parts, same = jax.jit(step(2))(start, make())
+    def step(micro: int) -> Any:
+        program = Program(SHAPE, optax.sgd(0.1), objective, Backend.of(), micro)
+        return program.step(program.initial(model), program.place(make()))
+
+    whole, metrics = step(8)
+    parts, same = step(2)
     for name, value in metrics.items():
         assert float(same[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-4)
     for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
@@ -119,15 +120,15 @@ def test_micro_batches_add_up_to_the_whole_batch(
 
 
 def test_micro_batches_must_divide_the_batch(model: GPT) -> None:
-    graph, params = nnx.split(model, nnx.Param)
-    state = TrainState(params, optax.sgd(0.1).init(params), jnp.zeros((), jnp.int32))
-    with pytest.raises(UserError, match=r"micro_sequences \(3\) must divide the batch \(8 rows\)"):
-        make_step(graph, optax.sgd(0.1), next_token, 3)(state, whole_rows(np.zeros((8, 33), int)))
+    program = Program(SHAPE, optax.sgd(0.1), next_token, Backend.of(), 3)
+    with pytest.raises(UserError, match=r"micro_sequences \(3\) must divide the rows of a device \(8\)"):
+        program.step(program.initial(model), program.place(whole_rows(np.zeros((8, 33), int))))
 
 
 def test_cpu_micro_batches_fit_its_caches() -> None:
-    assert choose_micro({"inputs": np.zeros((16, 512))}, "cpu") == 4
-    assert choose_micro({"inputs": np.zeros((6, 1024))}, "cpu") == 2
-    assert choose_micro({"inputs": np.zeros((3, 4096))}, "cpu") == 1
-    assert choose_micro({"inputs": np.zeros((4, 2, 512))}, "cpu") == 2
-    assert choose_micro({"inputs": np.zeros((16, 512))}, "tpu") is None
+    assert choose_micro(16, 512, "cpu") == 4
+    assert choose_micro(6, 1024, "cpu") == 2
+    assert choose_micro(3, 4096, "cpu") == 1
+    assert choose_micro(4, 1024, "cpu") == 2
+    assert choose_micro(16, 512, "tpu") == 16
+    assert choose_micro(48, 4096, "tpu") == 8

@@ -39,8 +39,10 @@ def built(world: Path) -> dict[str, tuple[Job, dict[str, Any]]]:
 
 
 def saves(work: Path) -> set[str]:
-    """What has been saved in a work directory by now: measurements and checkpoints."""
-    return {str(path) for pattern in ("*", "checkpoints/*") for path in work.glob(pattern)}
+    """What has been saved in a work directory by now: measurements and checkpoints, half-written ones too."""
+    return {
+        str(path) for pattern in ("*", "checkpoints/*", "checkpoints/*/manifest.json") for path in work.glob(pattern)
+    }
 
 
 def evaluation(job: Job) -> dict[str, Any]:
@@ -104,7 +106,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
         # Wait until some further files or checkpoints (whole ones or half-written) have come, and a moment longer.
-        known, left = saves(work), chance.randint(1, 3)
+        known, left = saves(work), chance.randint(1, 12)
         while left > 0 and process.poll() is None:
             time.sleep(0.001)
             left -= len(saves(work) - known)

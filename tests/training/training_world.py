@@ -8,6 +8,7 @@ builds STAGE in ROOT/STAGE-work from the inputs under ROOT, as a job would, so t
 import json
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,26 @@ def make_job(stage: str, root: Path, work: Path, config: Config) -> Job:
     (work / "out").mkdir(parents=True, exist_ok=True)
     inputs: Any = {child.name: SimpleNamespace(path=child) for child in root.iterdir() if child.is_dir()}
     return Job(stage, "0" * 16, config, inputs, work, work / "out", Store(config.run.store))
+
+
+def optimizer(steps: int, width: int) -> Any:
+    """The default optimizer of a run, as `train` takes it."""
+    from nanocode_core.config.model import Optimizer
+    from nanocode_core.training.optimizer import build_optimizer
+
+    return partial(build_optimizer, Optimizer(), steps, width)
+
+
+def saved_state(job: Job) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint: parameters, optimizer state and step."""
+    import orbax.checkpoint as ocp
+
+    newest = max((p for p in (job.work / "checkpoints").iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+    with ocp.PyTreeCheckpointer() as reader:
+        names = reader.metadata(newest).item_metadata.tree
+        plain = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        state: dict[str, np.ndarray] = reader.restore(newest, args=ocp.args.PyTreeRestore(restore_args=plain))
+    return state
 
 
 def build(stage: str, job: Job) -> dict[str, Any]:
