@@ -11,7 +11,8 @@ import numpy as np
 
 from nanocode_core.config import load_config
 from nanocode_core.model.engine import Engine
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 
 PROMPT, NEW, REPEATS = 256, 128, 3
 

@@ -47,9 +47,13 @@ def speedrun(
         str | None, typer.Option(help="Only these stages, comma-separated; their inputs must be there.")
     ] = None,
     store: StoreOption = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps of every training stage, for xprof or TensorBoard.")
+    ] = False,
 ) -> None:
     """Run the whole pipeline: whatever is already in the store is reused."""
-    _run(preset, sets, store, [name.strip() for name in stages.split(",") if name.strip()] if stages else None)
+    settings = [*(sets or []), *(["training.profile=true"] if profile else [])]
+    _run(preset, settings, store, [name.strip() for name in stages.split(",") if name.strip()] if stages else None)
 
 
 @app.command()
@@ -84,6 +88,45 @@ def agent(
     from cli.chat import chat
 
     raise typer.Exit(chat(prompt=prompt, model=model, root=root, yes_in_sandbox=yes_in_sandbox, store=store))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="Directory to write; absent or empty.")],
+    model: Annotated[str, typer.Option(help="Artifact: pretrain, sft, dpo, or one of their fingerprints.")] = "dpo",
+    dtype: Annotated[str, typer.Option(help="float32 (exact) or bfloat16 (half the size).")] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Write a trained model as a Hugging Face directory, for transformers and vLLM."""
+    from cli.export import export as write
+
+    write(model=model, out=out, dtype=dtype, force=force, store=store)
+
+
+@app.command()
+def plan(
+    preset: Annotated[
+        str | None, typer.Option("--preset", "-c", help="demo ... d24 (default: d24); with --sweep several, by commas.")
+    ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option("--accelerator", "-a", help="v6e-8, v5e-16, v5p-8, h100-8, cpu ... (default: v6e-8)."),
+    ] = None,
+    sets: SetOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a page.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="A table over presets and accelerators.")] = False,
+    mfu: Annotated[float | None, typer.Option(help="Share of the chips' peak to reckon with, 0 to 1.")] = None,
+    compile_tpu: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Compile for TPUs; default: yes, but not for a sweep."),
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help="TOML file of prices of your own.")] = None,
+) -> None:
+    """Show what a pretraining needs and costs on an accelerator: does it fit, how long, how many dollars."""
+    from cli.plan import plan as show
+
+    show(preset, accelerator, list(sets or []), as_json, sweep, mfu, compile_tpu, prices)
 
 
 @app.command()

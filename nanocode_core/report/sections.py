@@ -87,7 +87,7 @@ def cost(stage: StageFacts) -> float | None:
 
 def headline(stage: StageFacts) -> str:
     """How a stage came out: the first of its metrics that have no column of their own, "before → after" in one."""
-    own = ("tokens", "tokens_per_second", "mfu", "flops_per_token", "minutes", "loss", "steps")
+    own = ("tokens", "tokens_per_second", "mfu", "flops_per_token", "minutes", "loss", "steps", "goodput")
     shown = []
     for name, value in stage.metrics.items():
         if name in own or name.endswith("_before") or text.number(value) is None:

@@ -34,7 +34,8 @@ def trained(tmp_path_factory):
     import optax
     from flax import nnx
 
-    from nanocode_core.model.gpt import GPT, Shape
+    from nanocode_core.model.gpt import GPT
+    from nanocode_core.model.shape import Shape
     from nanocode_core.model.weights import save_model
     from nanocode_core.tokenizer import Conversation, Tokenizer, ToolCall, Turn, render
     from nanocode_core.tokenizer.train import train

@@ -4,7 +4,8 @@ import pytest
 from flax import nnx
 
 from nanocode_core.agent.writer import Writer
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 
 STOP = {0}
 

@@ -28,7 +28,8 @@ from nanocode_core.evals import build as evals
 from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.jobs.stage import Stage, plan
-from nanocode_core.model.gpt import GPT, Shape
+from nanocode_core.model.gpt import GPT
+from nanocode_core.model.shape import Shape
 from nanocode_core.model.weights import save_model
 from nanocode_core.store import Store
 from nanocode_core.tokenizer import Conversation, Tokenizer, Turn, to_json, turn_to_json

@@ -16,7 +16,7 @@ ROWS = (
     ("nanocode_core.tokenizer",),
     ("nanocode_core.data", "nanocode_core.model"),
     ("nanocode_core.training",),
-    ("nanocode_core.agent", "nanocode_core.report"),
+    ("nanocode_core.agent", "nanocode_core.export", "nanocode_core.planning", "nanocode_core.report"),
     ("nanocode_core.constitution",),
     ("nanocode_core.evals",),
     ("nanocode_core.jobs",),
