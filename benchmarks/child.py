@@ -83,4 +83,4 @@ def _end(process: "subprocess.Popen[str]", errors: Any) -> None:
     """Wait; end the benchmark with the child's last words where it failed."""
     if code := process.wait():
         errors.seek(0)
-        sys.exit(f"{errors.read()[-2000:]}\n{process.args}: exit code {code}")
+        sys.exit(f"{errors.read()[-2000:]}\n{process.args!r}: exit code {code}")

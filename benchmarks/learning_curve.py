@@ -204,7 +204,8 @@ def train_peer(run: Run, ground: Ground, arguments: argparse.Namespace) -> dict[
     """The peer's base_train on the same documents, and its model by the flat protocol."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        np.savez(folder / "windows.npz", **ground.windows)
+        arrays: dict[str, Any] = dict(ground.windows)
+        np.savez(folder / "windows.npz", **arrays)
         (folder / "sample.json").write_text(json.dumps(tokenizer_sample(ground)))
         child = [arguments.peer_python, str(HERE / "nanochat" / "curve.py"), "--peer", str(arguments.peer.resolve())]
         child += ["--seed", str(run.seed)]

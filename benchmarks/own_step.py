@@ -24,6 +24,7 @@ from nanocode_core.model.shape import Shape
 from nanocode_core.training.objectives import HostBatch, next_token, packed_rows, whole_rows
 from nanocode_core.training.optimizer import build_optimizer
 from nanocode_core.training.program import Program, TrainState
+from nanocode_core.training.setup import keep_freed_memory
 
 STEPS = 1_000
 """Length of the run that the step is taken from; it only moves the learning rate."""
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps after the first two")
     parser.add_argument("--packed", action="store_true", help="rows of several segments, a third of the tokens learned")
     arguments = parser.parse_args()
+    keep_freed_memory()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = load_config(arguments.preset, arguments.sets)
     shape = Shape.of(config.model, config.tokenizer.vocabulary)

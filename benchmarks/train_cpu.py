@@ -82,8 +82,10 @@ def compare(name: str, kind: str, arguments: argparse.Namespace, caches: Path) -
             timings[trainer].append(run_child(command, environment))
             print(f"  {trainer}: {', '.join(f'{s:.2f}' for s in timings[trainer][-1].seconds)} s", flush=True)
     found = {trainer: figures(rounds) for trainer, rounds in timings.items()}
-    peer = found.get("nanochat")
-    for recipe in arguments.recipes if peer else ():
+    if "nanochat" not in found:
+        return found
+    peer = found["nanochat"]
+    for recipe in arguments.recipes:
         own = found[f"ours {recipe}"]
         own["times_peer"] = round(own["tokens_per_second"] / peer["tokens_per_second"], 3)
         own["times_peer_by_processor"] = round(peer["processor_seconds"] / own["processor_seconds"], 3)

@@ -1,5 +1,6 @@
 """What every training job does first, and what it keeps beside its checkpoints."""
 
+import ctypes
 import json
 import os
 from collections.abc import Callable
@@ -17,12 +18,29 @@ if TYPE_CHECKING:
 
 def prepare_jax(config: Config) -> None:
     """Meet the job's other processes, and keep compiled programs in <run.cache>/jax for the next start."""
+    keep_freed_memory()
     join()
     directory = Path(config.run.cache) / "jax"
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.5}
     for name, value in settings.items():
         jax.config.update(name, value)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep memory that it frees, for its next allocation; to be called before jax computes.
+
+    On a CPU, XLA allocates the buffers of a step anew each time; as glibc has it by default, they go back
+    to the kernel after the step, and every page of them is faulted in and zeroed again in the next one
+    (LOG.md). Returns whether it took effect (glibc only).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    arenas, trim, mapped = -8, -1, -3  # M_ARENA_MAX, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    # One pool for all threads, which keeps half a GiB at its end; larger blocks are still mapped one by one.
+    return all([mallopt(arenas, 1), mallopt(trim, 512 * 2**20), mallopt(mapped, 256 * 2**20)])
 
 
 def remembered(job: "Job", name: str, compute: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from nanocode_core.training.objectives import (
     preference_loss,
     whole_rows,
 )
-from nanocode_core.training.program import Program, choose_micro
+from nanocode_core.training.program import ACCELERATOR_TOKENS, Program, choose_micro
 
 SHAPE = Shape(1, 16, 2, 2, 4, 50, 32, 1e4, 15.0, "float32")
 
@@ -131,4 +131,4 @@ def test_cpu_micro_batches_fit_its_caches() -> None:
     assert choose_micro(3, 4096, "cpu") == 1
     assert choose_micro(4, 1024, "cpu") == 2
     assert choose_micro(16, 512, "tpu") == 16
-    assert choose_micro(48, 4096, "tpu") == 8
+    assert choose_micro(48, 4096, "tpu") * 4096 == ACCELERATOR_TOKENS
