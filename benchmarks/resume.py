@@ -69,6 +69,7 @@ def case(scratch: Path, name: str, arguments: argparse.Namespace) -> dict[str, A
     identical, repeated = 0, 0
     steps: list[int] = []
     survivors: list[int] = []
+    longest = 0.0
     while len(steps) < arguments.kills:
         place = scratch / name
         running = begin(place)
@@ -83,8 +84,10 @@ def case(scratch: Path, name: str, arguments: argparse.Namespace) -> dict[str, A
             shutil.rmtree(place)
             continue
         running[victim].kill()
+        start = time.monotonic()
         for process in running:
             process.communicate(timeout=180)
+        longest = max(longest, time.monotonic() - start)
         survivors += [process.returncode for process in running[:victim] + running[victim + 1 :]]
         steps.append(lines_of(place)[-1]["step"] if lines_of(place) else 0)
         printed = finish(begin(place))
@@ -104,7 +107,11 @@ def case(scratch: Path, name: str, arguments: argparse.Namespace) -> dict[str, A
         "killed_in_step": sorted(step + 1 for step in steps),
         "undisturbed_seconds": round(life, 1),
     }
-    return result | ({"survivors_exit_codes": sorted(set(survivors))} if processes > 1 else {})
+    return result | (
+        {"survivors_exit_codes": sorted(set(survivors)), "survivors_seconds_at_most": round(longest, 1)}
+        if processes > 1
+        else {}
+    )
 
 
 def launch(name: str, steps: int, place: Path) -> list["subprocess.Popen[str]"]:

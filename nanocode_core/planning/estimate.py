@@ -52,8 +52,8 @@ def estimate_memory(config: Config, facts: Facts, state: State, mesh: Mesh, micr
     model = config.model
     item = 2 if model.compute == "bfloat16" else 4
     array = item * micro * model.sequence * model.width / mesh.tensor
-    # Tables are cast, and gathered, whole on every device, those of the value embeddings with their
-    # gradients; the rows that were looked up for the layers are kept.
+    # Tables are cast, and gathered, whole on every device; value embeddings need as much again, and more,
+    # for their gradients.
     values = facts.parameters.get("value_embeddings", 0)
     tables = item * (facts.parameters["embedding"] + facts.parameters["head"] + values) + (item + 4) * values
     per_layer = KEPT[facts.remat] + (0.5 if model.value_embeddings else 0.0)
