@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from child import run_json
+from parts.child import run_json
 
 from flows.pipeline import Schedule, prepare, run_stage
 from nanocode_core.config import Config, load_config

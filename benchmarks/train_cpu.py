@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from child import Timing, run_child
-from workload import Workload, figures, our_step, peer_step, show
+from parts.child import Timing, run_child
+from parts.workload import Workload, figures, our_step, peer_step, show
 
 SHAPES = {
     "d6": Workload(6, 384, 6, vocabulary=8_192, rows=32),

@@ -19,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from child import Timing, run_child
-from workload import Command, Workload, figures, our_step, peer_step, show
+from parts.child import Timing, run_child
+from parts.workload import Command, Workload, figures, our_step, peer_step, show
 
 from nanocode_core.config.chips import find_chip, utilization
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from child import Timing
+from parts.child import Timing
 
 HERE = Path(__file__).parent
 
@@ -63,7 +63,7 @@ def peer_step(
     checkout, python = peer
     model = {"layers": work.layers, "heads": work.heads, "width": work.width}
     model |= {"sequence": work.sequence, "vocabulary": work.vocabulary}
-    command = [python, str(HERE / "nanochat" / "step.py"), "--peer", str(checkout.resolve()), "--device", device]
+    command = [python, str(HERE.parent / "nanochat" / "step.py"), "--peer", str(checkout.resolve()), "--device", device]
     command += ["--shape", json.dumps(model), "--rows", str(work.rows // passes), "--accumulate", str(passes)]
     command += ["--steps", str(steps), "--window-pattern", windows]
     environment = {
