@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: speedrun test test-all lint types up down bench lock clean
+.PHONY: speedrun test test-all lint types up down bench tpu lock clean
 
 speedrun: $(READY)  ## train the demo agent, write the report (ARGS="--preset d3 --set training.steps=50")
 	$(BIN)/nanocode speedrun $(ARGS)
@@ -41,9 +41,14 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
+tpu: $(READY)  ## libtpu: to train on a TPU, and for `nanocode plan` to compile for one anywhere (200 MB)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-tpu.lock
+
 lock: $(READY)  ## after a change of the dependencies in pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-emit-find-links --extra dev --extra gke pyproject.toml --output-file requirements.lock
+	echo 'libtpu==0.0.42.*' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links - --output-file requirements-tpu.lock
 
 clean:  ## remove the environment; the store stays
 	rm -rf $(VENV) *.egg-info

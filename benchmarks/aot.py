@@ -5,7 +5,7 @@ would run it there, and d24 with 8 sequences of 4,096 at once on v6e-8 and with 
 needed and none is used: what is measured is the peak HBM of a device as the compiler assigned it, and
 the compiler's time on this machine, by the clock and of its processors. Checks: everything fits, and no
 optimizer array above 1 MB is replicated at d24. Outcomes are kept, so a run that was stopped goes on
-where it was. Without libtpu (`pip install 'jax[tpu]'`) nothing is measured. The last line is JSON.
+where it was. Without libtpu (`make tpu`) nothing is measured. The last line is JSON.
 """
 
 import argparse

@@ -27,10 +27,7 @@ from nanocode_core.planning.protocol import (
     State,
     compiler_is_here,
     request_key,
-    versions,
 )
-
-HOW_TO_GET_IT = "libtpu is not installed: `pip install 'jax[tpu]=={jax}'` in this environment, no TPU needed"
 
 # TPU_SKIP_MDS_QUERY and the two names keep libtpu from looking for the machine's TPU; without
 # ALLOW_MULTIPLE_LIBTPU_LOAD a second process would end at a lock file.
@@ -51,8 +48,8 @@ class CompilerCrash(Exception):
 
 
 def how_to_get_it() -> str:
-    """One line: how to install what compiles for TPUs, at the version that fits."""
-    return HOW_TO_GET_IT.format(jax=versions().get("jax", "0.10.2"))
+    """One line: how to install what compiles for TPUs."""
+    return "libtpu is not installed: `make tpu` gets it (the extra `tpu`; no TPU needed)"
 
 
 class Compiler:

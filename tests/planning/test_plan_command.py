@@ -85,7 +85,7 @@ def test_without_libtpu_everything_else_is_printed_and_one_line_says_how_to_get_
     assert "10,240 of 256 x 4,096 tokens" in out
     assert "fsdp 16" in out
     (hint,) = [line for line in out.splitlines() if "libtpu is not installed" in line]
-    assert "pip install 'jax[tpu]==" in hint
+    assert "`make tpu` gets it" in hint
     found = plan(run, "--preset", "d24", "--accelerator", "v5e-16")
     assert found["memory"]["source"] == "estimated"
     assert found["memory"]["compiled"] == {}
