@@ -33,7 +33,7 @@ from nanocode_core.training.objectives import HostBatch, Objective
 from nanocode_core.training.prefetch import Prefetch
 from nanocode_core.training.profiling import Profile
 from nanocode_core.training.program import Program, TrainState
-from nanocode_core.training.sharding import Parallelism, choose_parallelism, local_mesh
+from nanocode_core.training.sharding import Parallelism, choose_parallelism, make_mesh
 
 if TYPE_CHECKING:
     from nanocode_core.jobs.job import Job
@@ -227,7 +227,7 @@ def _backend(job: "Job", model: GPT) -> Backend:
     parallel = job.config.parallel
     parameters = count_parameters(model.shape)["total"]
     axes: Parallelism = choose_parallelism(count, parameters, memory, parallel.fsdp, parallel.tensor)
-    return Backend.of(mesh=local_mesh(axes), remat=job.config.model.remat)
+    return Backend.of(mesh=make_mesh(axes), remat=job.config.model.remat)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nanocode_core.errors import UserError
@@ -61,17 +60,11 @@ def choose_parallelism(
     return Parallelism(rest // fsdp, fsdp, tensor)
 
 
-def make_mesh(devices: Sequence[Any], parallelism: Parallelism) -> Mesh:
-    """The mesh over given devices, in their order."""
-    sizes = (parallelism.data, parallelism.fsdp, parallelism.tensor)
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
-
-
-def local_mesh(parallelism: Parallelism) -> Mesh:
-    """The mesh over all devices of this run, neighbours on the interconnect side by side where that is known."""
+def make_mesh(parallelism: Parallelism, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over `devices`, by default all of this run, neighbours side by side where that is known."""
     sizes = (parallelism.data, parallelism.fsdp, parallelism.tensor)
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(sizes, AXES, axis_types=auto)
+    return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

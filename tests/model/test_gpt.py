@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from float64_reference import reference_logits
 
 from nanocode_core.model.flops import count_parameters, flops_per_token
 from nanocode_core.model.gpt import GPT
@@ -16,45 +17,6 @@ from nanocode_core.model.weights import named_arrays
 @nnx.jit
 def forward(model: GPT, *inputs: np.ndarray) -> jax.Array:
     return model(*inputs)
-
-
-def reference_logits(model: GPT, tokens: np.ndarray) -> np.ndarray:
-    """The forward pass of one row, [T] -> [T, V], in float64 and place by place."""
-    shape = model.shape
-    p = {name: np.asarray(array, np.float64) for name, array in named_arrays(model).items()}
-
-    def n(x: np.ndarray) -> np.ndarray:
-        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6)
-
-    D = shape.head_size
-    half = D // 2
-
-    def turn(vector: np.ndarray, place: int) -> np.ndarray:
-        out = vector.copy()
-        for i in range(half):
-            angle = place * shape.rope_theta ** (-i / half)
-            a, b = vector[i], vector[i + half]
-            out[i] = a * math.cos(angle) + b * math.sin(angle)
-            out[i + half] = b * math.cos(angle) - a * math.sin(angle)
-        return out
-
-    x = n(p["embedding"][tokens])
-    for layer in range(shape.depth):
-        w = {k.rsplit(".")[-1]: v for k, v in p.items() if k.startswith(f"blocks.{layer}.")}
-        h = n(x)
-        q, k, v = ((h @ w[name]).reshape(len(tokens), -1, D) for name in ("query", "key", "value"))
-        out = np.zeros((len(tokens), shape.heads, D))
-        for t in range(len(tokens)):
-            for head in range(shape.heads):
-                shared = head // (shape.heads // shape.kv_heads)
-                query = n(turn(q[t, head], t))
-                scores = np.array([query @ n(turn(k[s, shared], s)) / math.sqrt(D) for s in range(t + 1)])
-                weights = np.exp(scores - scores.max())
-                out[t, head] = (weights / weights.sum()) @ v[: t + 1, shared]
-        x = x + out.reshape(len(tokens), -1) @ w["output"]
-        x = x + np.square(np.maximum(n(x) @ w["up"], 0)) @ w["down"]
-    logits = n(x) @ p["head"].T
-    return shape.softcap * np.tanh(logits / shape.softcap) if shape.softcap else logits
 
 
 @pytest.mark.parametrize("changes", [{}, {"kv_heads": 4, "softcap": 0.0, "rope_theta": 100_000.0}])

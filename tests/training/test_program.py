@@ -78,7 +78,7 @@ def updated(program: Program) -> Any:
 
 def main() -> None:
     for recipe, packed, axes, remat in CASES:
-        mesh = make_mesh(jax.devices()[: axes.data * axes.fsdp * axes.tensor], axes)
+        mesh = make_mesh(axes, jax.devices()[: axes.data * axes.fsdp * axes.tensor])
         backend = dataclasses.replace(Backend.of("cpu", mesh, remat), scan=True)
         both = zip(*(jax.tree.leaves(updated(small(recipe, b))) for b in (backend, Backend.of("cpu"))), strict=True)
         apart = max(float(np.abs(one - two).max() / np.abs(two).max()) for one, two in both)
