@@ -56,8 +56,7 @@ class Plan:
 
     Attributes:
         steps: optimizer steps.
-        batch: pure function of the step (from 0), called in a thread; its rows have to be a multiple of the
-            devices they are spread over.
+        batch: pure function of the step (from 0), called in a thread.
         objective: see `Objective`.
         tokens_per_step: for the throughput.
         micro: rows computed at once; None: as suits the platform.

@@ -72,9 +72,13 @@ class Program:
         return model
 
     def place(self, batch: HostBatch) -> Batch:
-        """A host batch on the devices; every process holds all of it and gives the rows of its own devices."""
+        """A host batch on the devices; every process holds all of it and gives the rows of its own devices.
+
+        Where the devices do not divide its rows it is filled up with rows of zeros: their weights are zero too.
+        """
         if self.backend.mesh is None:
             return {name: jnp.asarray(array) for name, array in batch.items()}
+        batch = {name: _filled(array, self._row_devices) for name, array in batch.items()}
         sharding = row_sharding(self.backend.mesh)
         return {
             name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -146,7 +150,7 @@ class Program:
     def _parts(self, batch: Batch) -> Batch | None:
         """The batch as micro-batches [n, rows, ...], each with rows of every device; None: it is one."""
         inputs = next(iter(batch.values()))
-        devices = 1 if self.backend.mesh is None else int(np.prod([self.backend.mesh.shape[a] for a in ROWS]))
+        devices = self._row_devices
         rows = len(inputs) // devices
         if rows * devices != len(inputs):
             raise UserError(f"the batch ({len(inputs)} rows) must be a multiple of the devices it lies on ({devices})")
@@ -169,6 +173,11 @@ class Program:
     def _start(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
 
+    @property
+    def _row_devices(self) -> int:
+        """Over how many devices rows are spread."""
+        return 1 if self.backend.mesh is None else int(np.prod([self.backend.mesh.shape[axis] for axis in ROWS]))
+
     @cached_property
     def _split(self) -> tuple[Any, Any]:
         return nnx.split(nnx.eval_shape(lambda: GPT(self.shape, 0, self.backend)), nnx.Param)
@@ -176,6 +185,12 @@ class Program:
     @property
     def _params(self) -> Any:
         return self._split[1]
+
+
+def _filled(array: np.ndarray, devices: int) -> np.ndarray:
+    """With rows of zeros at its end, up to a multiple of the devices."""
+    missing = -len(array) % devices
+    return array if not missing else np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
 
 
 def choose_micro(rows: int, tokens: int, platform: str) -> int:

@@ -64,6 +64,7 @@ CASES = [
     ("modern", False, Parallelism(2, 4), "full"),
     ("modern", True, Parallelism(2, 2, 2), "attention"),
     ("nanocode", False, Parallelism(4), "none"),
+    ("nanocode", True, Parallelism(3), "none"),  # which do not divide the rows
 ]
 
 
