@@ -121,8 +121,8 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> Any:
         """The state saved after `step` steps, with the structure of `like` and the placement of its leaves.
 
-        The leaves may be arrays or `jax.ShapeDtypeStruct`s with a sharding; that may be over other and
-        over another number of devices than the state was saved from.
+        The leaves may be arrays or `jax.ShapeDtypeStruct`s; their sharding may be over other and over
+        another number of devices than the state was saved from. Those without one go to the first device.
         """
         names = _flat(like)
         target = {name: _abstract(leaf) for name, leaf in names.items()}
@@ -196,7 +196,8 @@ class Checkpoints:
 
 
 def _abstract(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _flat(state: Any) -> dict[str, Any]:

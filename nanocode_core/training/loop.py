@@ -32,7 +32,7 @@ from nanocode_core.training.metrics import Reporter
 from nanocode_core.training.objectives import HostBatch, Objective
 from nanocode_core.training.prefetch import Prefetch
 from nanocode_core.training.profiling import Profile
-from nanocode_core.training.program import Program, TrainState
+from nanocode_core.training.program import Program, TrainState, release
 from nanocode_core.training.sharding import Parallelism, choose_parallelism, make_mesh
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ class Plan:
 def train(job: "Job", model: GPT, optimizer: Callable[[Backend], optax.GradientTransformation], plan: Plan) -> GPT:
     """Train from the newest sound checkpoint in job.work, or from `model`, and return the trained model.
 
-    `model`'s arrays are not touched; the result lies on one local device.
+    `model` is used up: on a device that is full of the run's state its arrays would have no room. The
+    result lies on one local device.
 
     Args:
         job: gives the work directory, the execution settings, and takes log and metrics.
@@ -108,12 +109,12 @@ class _Run:
         job, plan = self._job, self._plan
         saved = self._checkpoints.newest()
         first, facts = (saved.step, saved.facts) if saved else (0, {})
-        state = self._program.initial(model)
         if saved:
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-            del state  # never two states at a time
-            state = self._checkpoints.restore(first, like)
+            release(model)
+            state = self._checkpoints.restore(first, self._program.abstract({})[0])
             job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
+        else:
+            state = self._program.initial(model)
         job.rewind_metrics(first, facts.get("metrics_bytes"))
         self._announce()
         health = Health(job.stage, facts.get("first_loss"), self._checkpoints.last_good)

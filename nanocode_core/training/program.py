@@ -59,11 +59,13 @@ class Program:
     micro: int | None = None
 
     def initial(self, model: GPT) -> TrainState:
-        """The state before the first step, placed on the mesh; `model`'s own arrays stay as they are."""
+        """The state before the first step, placed on the mesh. `model` is used up: its memory becomes the state's."""
         params = nnx.state(model, nnx.Param)
         if self.backend.mesh is None:
-            return self._start(jax.tree.map(jnp.array, params))
+            return self._start(params)
         placed: TrainState = jax.jit(self._start, out_shardings=self.state_sharding)(params)
+        jax.block_until_ready(placed)
+        release(model)
         return placed
 
     def model(self, state: TrainState) -> GPT:
@@ -185,6 +187,12 @@ class Program:
     @property
     def _params(self) -> Any:
         return self._split[1]
+
+
+def release(model: GPT) -> None:
+    """Give back the memory of a model that is not needed any more, whoever still refers to it."""
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        leaf.delete()
 
 
 def _filled(array: np.ndarray, devices: int) -> np.ndarray:
