@@ -6,8 +6,10 @@ Four layers of width 256 with two heads, sequences of 512, batches of 16,384 tok
 (the Python of this machine), tokenizer and number of tokens. Ours is the stage `pretrain`. nanochat
 is its unchanged base_train with its defaults: head size, windows, loader, rates, schedule. One thing
 is chosen: its rule for the batch gives 131,072 tokens here, which would be 30 steps of which all are
-warm-up, so it gets the batch of its own CPU script, 16,384. It reads documents in an order drawn from
-the seed; its initial weights are drawn from the seed too, as are ours.
+warm-up, so it gets the batch of its own CPU script, 16,384. One thing is done for it: of a document that is
+longer than a row its loader takes the beginning and drops the rest, so that it would go over the starts
+of this corpus's long files twice; it is given them in pieces of a row, as our loader cuts them. It reads
+the pieces in an order drawn from the seed; its initial weights are drawn from the seed too, as are ours.
 
 All are measured by one flat protocol on their final weights: each document of a validation shard
 (about 1 MB a source) behind <|bos|>, all in one stream, cut into windows of 512 targets. Each result
@@ -163,7 +165,7 @@ def prepare_ground(config: Config) -> Ground:
 def describe(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides a run's result, besides the tokens."""
     if run.trainer == "nanochat":
-        return {"seed": run.seed, "peer": peer_arguments(run, arguments)}
+        return {"seed": run.seed, "peer": peer_arguments(run, arguments), "documents": "in pieces"}
     config = our_config(run, arguments)
     return {"seed": run.seed, **config.pick("model", "training")}
 

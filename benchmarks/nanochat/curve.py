@@ -1,11 +1,12 @@
 """A nanochat run on our corpus and tokenizer: a child process of learning_curve.py, under the peer's Python.
 
-    prepare   our shards and tokenizer in the layout of the peer's base directory
+    prepare   our shards and tokenizer in the layout of the peer's base directory; long documents in pieces,
+              of which the peer would only read the beginning
     train     the peer's own `scripts.base_train`, untouched, with a seed of ours
     score     its final weights on given windows, in float32: nats and bytes
 
 NANOCHAT_BASE_DIR names the base directory. The peer has no seed argument: training draws its
-initial weights from one, and `prepare` the order of the documents, which the peer reads one after
+initial weights from one, and `prepare` the order of the pieces, which the peer reads one after
 the other. Its trainer imports wandb also where no run is logged; an empty module will do then.
 The last line of stdout is JSON.
 """
@@ -23,6 +24,8 @@ import types
 from pathlib import Path
 
 ROW_GROUP = 1_000
+PIECE = 511
+"""Tokens of a piece of a document, at most: with its <|bos|> it fills a row of 513, or nearly."""
 DATA = "base_data_climbmix"
 """The folder in which the peer looks for shards."""
 
@@ -58,28 +61,40 @@ def prepare(corpus: Path, tokenizer: Path, sample: Path, base: Path, seed: int) 
     import pyarrow.parquet as pq
     import torch
 
-    texts = [
-        text
-        for shard in sorted((corpus / "train").glob("*.parquet"))
-        for text in pq.read_table(shard, columns=["text"])["text"].to_pylist()
-    ]
-    random.Random(seed).shuffle(texts)
-    held_out = [
-        text
-        for shard in sorted((corpus / "validation").glob("*.parquet"))
-        for text in pq.read_table(shard, columns=["text"])["text"].to_pylist()
-    ]
-    (base / DATA).mkdir(parents=True, exist_ok=True)
-    for number, documents in enumerate((texts, held_out)):
-        path = base / DATA / f"shard_{number:05d}.parquet"
-        pq.write_table(pa.table({"text": documents}), path, row_group_size=ROW_GROUP)
     encoding, lengths = tiktoken_encoding(tokenizer / "tokenizer.json")
+
+    def texts(split: str) -> list[str]:
+        shards = sorted((corpus / split).glob("*.parquet"))
+        return [text for shard in shards for text in pq.read_table(shard, columns=["text"])["text"].to_pylist()]
+
+    documents = texts("train")
+    pieces = [piece for text in documents for piece in cut(text, encoding, PIECE)]
+    random.Random(seed).shuffle(pieces)
+    (base / DATA).mkdir(parents=True, exist_ok=True)
+    for number, content in enumerate((pieces, texts("validation"))):
+        path = base / DATA / f"shard_{number:05d}.parquet"
+        pq.write_table(pa.table({"text": content}), path, row_group_size=ROW_GROUP)
     (base / "tokenizer").mkdir(exist_ok=True)
     (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps(encoding))
     torch.save(torch.tensor(lengths, dtype=torch.int32), base / "tokenizer" / "token_bytes.pt")
     pairs = json.loads(sample.read_text())
     different = sum(encoding.encode_ordinary(text) != ids for text, ids in pairs)
-    return {"documents": len(texts), "sample_documents": len(pairs), "sample_documents_that_differ": different}
+    return {"pieces": len(pieces), "sample_documents": len(pairs), "sample_documents_that_differ": different}
+
+
+def cut(text: str, encoding: "object", most: int) -> list[str]:
+    """A document in pieces of at most `most` tokens; a piece ends with a whole character."""
+    ids, pieces, start = encoding.encode_ordinary(text), [], 0
+    while start < len(ids):
+        end = min(len(ids), start + most)
+        while True:
+            try:
+                pieces.append(encoding.decode_bytes(ids[start:end]).decode())
+                break
+            except UnicodeDecodeError:
+                end -= 1
+        start = end
+    return pieces
 
 
 def tiktoken_encoding(path: Path) -> tuple["object", list[int]]:
