@@ -9,6 +9,7 @@ byte, however often the job was killed on the way.
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class Job:
         work: directory for saves; may hold those of an earlier, killed start.
         out: directory whose files will be the artifact.
         primary: whether this process logs and writes metrics; of a job's several processes one does.
+        keep: makes what is in `work` and `out` now safe from the loss of this machine; it raises where it can't.
     """
 
     stage: str
@@ -36,8 +38,15 @@ class Job:
     out: Path
     store: Store
     primary: bool = True
+    keep: Callable[[], None] = lambda: None
     _shown: float = field(default=-1e9, init=False)
     _first: tuple[float, int] | None = field(default=None, init=False)
+
+    @property
+    def checkpoints(self) -> str:
+        """The directory or URL of a training job's checkpoints; one place for all processes of the job."""
+        url = self.store.work_url(self.stage, self.fingerprint)
+        return str(self.work / "checkpoints") if url is None else f"{url}/checkpoints"
 
     @property
     def metrics_path(self) -> Path:

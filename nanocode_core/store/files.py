@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nanocode_core.errors import StorageError, UserError
 from nanocode_core.store.failures import storage_error
-from nanocode_core.store.local import LocalDirectory, Paths
+from nanocode_core.store.local import Content, LocalDirectory, Paths
 
 if TYPE_CHECKING:
     from nanocode_core.store.remote import RemoteFolder
@@ -72,10 +72,33 @@ class Files:
         with self.guard("list", _clean(folder) if folder else ""):
             return self._backend.list(folder)
 
+    def names(self, folder: str = "") -> Paths:
+        """The names of the files and folders in a folder, sorted; none where it is not there."""
+        with self.guard("list", _clean(folder) if folder else ""):
+            return self._backend.names(folder)
+
+    def inventory(self, folder: str) -> dict[str, Content]:
+        """Size and checksum of every file below a folder, by its path relative to that.
+
+        On a local directory the files are read, with sha256; on gs:// the server tells its crc32c.
+        """
+        with self.guard("read", _clean(folder)):
+            return self._backend.inventory(folder)
+
+    def settle(self, folder: str) -> None:
+        """Force to the disk what others have written below a folder; on a URL it is safe already."""
+        with self.guard("write", _clean(folder)):
+            self._backend.settle(folder)
+
     def delete(self, path: str) -> None:
         """Delete a file; fine where there is none."""
         with self.guard("delete", _clean(path)):
             self._backend.delete(path)
+
+    def clear(self, folder: str) -> None:
+        """Delete a folder, or a file, with all below; fine where it is not there."""
+        with self.guard("delete", _clean(folder)):
+            self._backend.clear(folder)
 
     def upload(self, source: Path, path: str) -> None:
         """Put a copy of the local file `source`."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from nanocode_core.errors import UserError
 from nanocode_core.store.leases import live_owner
+from nanocode_core.store.local import rmtree
 from nanocode_core.store.records import Record, is_name
-from nanocode_core.store.store import Key, Store, lease_path, rmtree
+from nanocode_core.store.store import Key, Store, lease_path
 
 IDLE_SECONDS = 7 * 86_400.0
 """Work in progress that was not touched for so long is given up."""

@@ -17,11 +17,28 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanocode_core.errors import StorageError
+from nanocode_core.store.parallel import HASHERS, side_by_side
 
 Paths = list[str]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file holds, in short.
+
+    Attributes:
+        size: in bytes.
+        kind: of the checksum: sha256, or crc32c (as Google Cloud Storage writes it, in base64).
+    """
+
+    size: int
+    kind: str
+    checksum: str
 
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
@@ -69,6 +86,32 @@ class LocalDirectory:
         if not folder and LOCK in found:
             found.remove(LOCK)
         return sorted(found)
+
+    def names(self, folder: str) -> Paths:
+        """The names in a folder, sorted; files still being written are left out."""
+        try:
+            return sorted(name for name in os.listdir(self.root / folder) if not is_partial(name) and name != LOCK)
+        except FileNotFoundError:
+            return []
+
+    def inventory(self, folder: str) -> dict[str, Content]:
+        """Size and sha256 of every file below a folder, by its path relative to that."""
+        paths = self.list(folder)
+        contents = side_by_side(self._content, paths, HASHERS)
+        return dict(zip((path[len(folder) + 1 :] for path in paths), contents, strict=True))
+
+    def settle(self, folder: str) -> None:
+        """Force all files below a folder, and its entries, to the disk."""
+        for where, _, names in os.walk(self.root / folder):
+            for name in names:
+                sync(Path(where, name))
+            sync(Path(where))
+        sync((self.root / folder).parent)
+
+    def clear(self, folder: str) -> None:
+        """Delete a folder, or file, that may be absent."""
+        path = self.root / folder
+        path.unlink(missing_ok=True) if path.is_file() else rmtree(path)
 
     def delete(self, path: str) -> None:
         """Delete a file that may be absent."""
@@ -139,6 +182,11 @@ class LocalDirectory:
         finally:
             os.close(handle)
 
+    def _content(self, path: str) -> Content:
+        with (self.root / path).open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            return Content(file.tell(), "sha256", checksum)
+
     def _current(self, path: str) -> str | None:
         try:
             return self.read_versioned(path)[1]
@@ -185,6 +233,16 @@ def suppress_errno(*numbers: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in numbers:
             raise
+
+
+def rmtree(path: Path) -> None:
+    """Remove a directory tree that may be absent, or be removed by others at the same time."""
+
+    def check(function: Any, name: str, info: Any) -> None:
+        if not isinstance(info[1], FileNotFoundError):
+            raise info[1]
+
+    shutil.rmtree(path, onerror=check)
 
 
 def _version(data: bytes) -> str:

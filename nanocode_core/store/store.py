@@ -16,26 +16,20 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nanocode_core.errors import CorruptArtifact, UserError
 from nanocode_core.store.files import Files
 from nanocode_core.store.leases import Lease, acquire
-from nanocode_core.store.local import suppress_errno, sync
+from nanocode_core.store.local import rmtree, suppress_errno, sync
+from nanocode_core.store.parallel import HASHERS, side_by_side
 from nanocode_core.store.records import RECORD, FileEntry, InputRef, Record, digest, is_name, parse_record
 
-T = TypeVar("T")
-R = TypeVar("R")
 Key = tuple[str, str]
 """Stage and fingerprint."""
-
-HASHERS = min(4, os.cpu_count() or 1)
-TRANSFERS = 8
-"""Uploads or downloads at a time."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class Store:
                 return error
 
         keys = self.published(stage)
-        found = {key: value for key, value in zip(keys, _side_by_side(look, keys), strict=True) if value is not None}
+        found = {key: value for key, value in zip(keys, side_by_side(look, keys), strict=True) if value is not None}
         return dict(sorted(found.items(), key=lambda item: (_finished(item[1]), item[0])))
 
     def records(self, stage: str | None = None) -> list[Record]:
@@ -162,7 +156,7 @@ class Store:
             return problem
 
         try:
-            return [problem for problem in _side_by_side(check, sorted(record.files.items())) if problem]
+            return [problem for problem in side_by_side(check, sorted(record.files.items())) if problem]
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -178,6 +172,10 @@ class Store:
         with self.files.guard("write", f"work/{stage}/{fingerprint}"):
             path.mkdir(parents=True, exist_ok=True)
         return path
+
+    def work_url(self, stage: str, fingerprint: str) -> str | None:
+        """Where a remote store keeps this work in progress; None for a local store, whose `work_dir` it is."""
+        return None if self.files.directory is not None else f"{self.root}/{work_path(stage, fingerprint)}"
 
     @property
     def work_root(self) -> Path:
@@ -278,7 +276,7 @@ class Store:
     def _upload(self, record: Record, data: bytes, out: Path) -> bool:
         """Publish on a remote store: whether it was us."""
         folder = _folder(record)
-        _side_by_side(lambda name: self.files.upload(out / name, f"{folder}/{name}"), record.files)
+        side_by_side(lambda name: self.files.upload(out / name, f"{folder}/{name}"), record.files)
         if self.files.create(f"{_artifact(*record.key)}/{RECORD}", data):
             return True
         self.clear(folder)
@@ -296,7 +294,7 @@ class Store:
         """Remove all below a folder of the store; fine where it is not there."""
         directory = self.files.directory
         if directory is None:
-            _side_by_side(self.files.delete, self.files.list(folder))
+            self.files.clear(folder)
             return
         with self.files.guard("delete", folder):
             if (directory / folder).exists():
@@ -330,12 +328,17 @@ class Store:
                 return f"{name} is missing"
             return _problem(path / name, name, entry)
 
-        return path, [problem for problem in _side_by_side(fetch, sorted(record.files.items())) if problem]
+        return path, [problem for problem in side_by_side(fetch, sorted(record.files.items())) if problem]
+
+
+def work_path(stage: str, fingerprint: str) -> str:
+    """Where this work in progress lies, relative to the store's root."""
+    return f"work/{_name(stage)}/{_name(fingerprint)}"
 
 
 def lease_path(stage: str, fingerprint: str) -> str:
     """Where the lease of this work lies, relative to the store's root."""
-    return f"work/{_name(stage)}/{_name(fingerprint)}/lease.json"
+    return f"{work_path(stage, fingerprint)}/lease.json"
 
 
 def _artifact(stage: str, fingerprint: str) -> str:
@@ -367,12 +370,12 @@ def _take_stock(out: Path) -> dict[str, FileEntry]:
         sync(path)
         return FileEntry(size=path.stat().st_size, sha256=_sha256(path))
 
-    return dict(zip(paths, _side_by_side(take, paths.values(), HASHERS), strict=True))
+    return dict(zip(paths, side_by_side(take, paths.values(), HASHERS), strict=True))
 
 
 def _problems(path: Path, record: Record) -> list[str]:
     """What is wrong with the local files of an artifact."""
-    found = _side_by_side(lambda item: _problem(path / item[0], *item), sorted(record.files.items()), HASHERS)
+    found = side_by_side(lambda item: _problem(path / item[0], *item), sorted(record.files.items()), HASHERS)
     return [problem for problem in found if problem]
 
 
@@ -393,18 +396,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _side_by_side(work: Callable[[T], R], items: Iterable[T], threads: int = TRANSFERS) -> list[R]:
-    """The results of `work` for all items, in order; the first error is raised."""
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(work, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
-
-
 def _json(values: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping as JSON would give it back; numpy's numbers become Python's."""
 
@@ -419,13 +410,3 @@ def _json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finished(value: Record | UserError) -> float:
     return value.finished if isinstance(value, Record) else 0.0
-
-
-def rmtree(path: Path) -> None:
-    """Remove a directory tree that may be absent, or be removed by others at the same time."""
-
-    def check(function: Any, name: str, info: Any) -> None:
-        if not isinstance(info[1], FileNotFoundError):
-            raise info[1]
-
-    shutil.rmtree(path, onerror=check)

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run in its work directory, written by Orbax while training goes on.
+"""Checkpoints of a training run, in a directory or on gs://, written by Orbax while training goes on.
 
 A checkpoint is the whole training state after so many steps. `save` takes the values to host memory
-and returns; a thread writes them and then, last, the manifest (manifest.py). Only a directory with a
+and returns; a thread writes them and then, last, the manifest (manifest.py). Only a folder with a
 manifest counts. On a start the newest one is verified, file by file; a damaged one is refused by
 name and the one before it taken. The last `keep` are kept: an older one goes only when a newer one
 is complete. With several processes each writes its part, and process 0 the manifest.
@@ -12,7 +12,6 @@ a host array still refers (tests/training/test_checkpoints.py holds it to that).
 """
 
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,28 +23,33 @@ import jax
 
 from nanocode_core.config.model import Checkpoints as CheckpointsConfig
 from nanocode_core.errors import UserError
+from nanocode_core.store.files import Files
 from nanocode_core.training.distributed import processes, require_shared, share
-from nanocode_core.training.manifest import Damaged, Saved, is_sealed, seal, verify
-
-REFUSED = ".refused"
-"""Ending of the name of a damaged checkpoint, from its refusal to the next complete save."""
+from nanocode_core.training.manifest import MANIFEST, REFUSED, Damaged, Saved, refuse, remove, seal, verify
 
 
 class Checkpoints:
     """The saves of one run, and the policy when to make the next."""
 
-    def __init__(self, directory: Path, config: CheckpointsConfig, log: Callable[[str], None] = print) -> None:
-        """Open the directory, which need not exist.
+    def __init__(
+        self,
+        place: Path | str,
+        config: CheckpointsConfig,
+        log: Callable[[str], None] = print,
+        before_seal: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the place, a directory or URL, where there need be nothing.
 
         Args:
             log: told what was refused or removed.
+            before_seal: called in a thread before a checkpoint counts; what it raises is the save's failure.
         """
         import orbax.checkpoint as ocp
 
         # Orbax logs every save through absl, and each failure several times; `wait` and `check` raise it.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._directory = directory.absolute()
-        self._config, self._log = config, log
+        self._files = Files(str(place))
+        self._config, self._log, self._before_seal = config, log, before_seal
         self._primary = processes().primary
         self._ocp = ocp
         # Weights hardly compress, and compressing them takes the cores that train.
@@ -65,7 +69,7 @@ class Checkpoints:
             UserError: there are checkpoints, and all of them are damaged; or the processes of this job do not
                 share the directory.
         """
-        require_shared(self._directory)
+        require_shared(self._files)
         found = share(self._search)
         self._newest = None if found is None else Saved(**found)
         return self._newest
@@ -99,10 +103,10 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         if self.last_good() == step:
             return
-        place = self._directory / str(step)
-        self._writer.save(place, args=self._ocp.args.PyTreeSave(_flat(state)), force=True)
+        with self._files.guard("write", str(step)):
+            self._writer.save(self._place(step), args=self._ocp.args.PyTreeSave(_flat(state)), force=True)
         saved = Saved(step, facts or {})
-        self._thread = threading.Thread(target=self._complete, args=(place, saved), name="checkpoint")
+        self._thread = threading.Thread(target=self._complete, args=(saved,), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -127,15 +131,16 @@ class Checkpoints:
         names = _flat(like)
         target = {name: _abstract(leaf) for name, leaf in names.items()}
         arguments = self._ocp.checkpoint_utils.construct_restore_args(target)
-        place = self._directory / str(step)
-        try:
-            flat = self._writer.restore(place, args=self._ocp.args.PyTreeRestore(target, restore_args=arguments))
-        except (ValueError, KeyError) as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise UserError(
-                f"checkpoint {place} does not fit this model and optimizer ({reason}); it is of another version of "
-                f"nanocode: remove {self._directory} to start again"
-            ) from error
+        place = self._place(step)
+        with self._files.guard("read", str(step)):
+            try:
+                flat = self._writer.restore(place, args=self._ocp.args.PyTreeRestore(target, restore_args=arguments))
+            except (ValueError, KeyError) as error:
+                reason = str(error).strip().partition("\n")[0][:200]
+                raise UserError(
+                    f"checkpoint {place} does not fit this model and optimizer ({reason}); it is of another version "
+                    f"of nanocode: remove {self._files.root} to start again"
+                ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
 
     def close(self) -> None:
@@ -144,55 +149,63 @@ class Checkpoints:
             self._thread.join()
         self._writer.close()
 
-    def _complete(self, place: Path, saved: Saved) -> None:
+    def _complete(self, saved: Saved) -> None:
         """The thread: wait for Orbax, write the manifest, remove what is too old."""
         try:
-            self._writer.wait_until_finished()
+            with self._files.guard("write", str(saved.step)):
+                self._writer.wait_until_finished()
             if self._primary:
-                seal(place, saved)
+                self._before_seal()
+                seal(self._files, str(saved.step), saved)
                 self._prune()
             self._newest = saved
         except BaseException as error:
             self._failure = error
 
     def _prune(self) -> None:
-        for path in self._sealed()[self._config.keep :]:
-            shutil.rmtree(path)
-        for path in self._directory.glob(f"*{REFUSED}"):
-            shutil.rmtree(path)
+        """Remove all but the newest, and what was refused."""
+        sealed, _, refused = self._look()
+        for name in (*sealed[self._config.keep :], *refused):
+            remove(self._files, name)
 
     def _search(self) -> dict[str, Any] | None:
         """On process 0: `newest` as JSON."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        sealed = self._sealed()
-        for path in self._directory.iterdir():
-            if path not in sealed and path.suffix != REFUSED:
-                self._log(f"checkpoint {path.name} was not complete: removed")
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        refused: list[tuple[Path, str]] = []
-        for path in sealed:
+        sealed, partial, _ = self._look()
+        for name in partial:
+            self._log(f"checkpoint {name} was not complete: removed")
+            self._files.clear(name)
+        damaged: list[tuple[str, str]] = []
+        for name in sealed:
             try:
-                saved = verify(path)
+                saved = verify(self._files, name)
             except Damaged as damage:
-                refused.append((path, str(damage)))
-                self._log(f"WARNING: CHECKPOINT {path} IS DAMAGED AND NOT USED: {damage}")
+                damaged.append((name, str(damage)))
+                self._log(f"WARNING: CHECKPOINT {self._files.root}/{name} IS DAMAGED AND NOT USED: {damage}")
                 continue
-            for old, _ in refused:
-                shutil.rmtree(old.with_suffix(REFUSED), ignore_errors=True)
-                old.rename(old.with_suffix(REFUSED))
+            for old, _ in damaged:
+                refuse(self._files, old)
             return asdict(saved)
-        if refused:
-            names = "; ".join(f"{path.name}: {damage}" for path, damage in refused)
+        if damaged:
+            names = "; ".join(f"{name}: {damage}" for name, damage in damaged)
             raise UserError(
-                f"all checkpoints in {self._directory} are damaged ({names}); remove that directory to start again "
+                f"all checkpoints in {self._files.root} are damaged ({names}); remove that directory to start again "
                 "from the beginning"
             )
         return None
 
-    def _sealed(self) -> list[Path]:
-        """The directories with a manifest, newest first."""
-        found = (p for p in self._directory.iterdir() if p.name.isdecimal() and is_sealed(p))
-        return sorted(found, key=lambda path: -int(path.name))
+    def _look(self) -> tuple[list[str], list[str], list[str]]:
+        """The names of the folders with a manifest, newest first; of those half-written; and of those refused."""
+        sealed: list[str] = []
+        partial: list[str] = []
+        refused: list[str] = []
+        for name in self._files.names():
+            inside = self._files.names(name)
+            kind = sealed if name.isdecimal() and MANIFEST in inside else refused if REFUSED in inside else partial
+            kind.append(name)
+        return sorted(sealed, key=int, reverse=True), partial, refused
+
+    def _place(self, step: int) -> str:
+        return f"{self._files.root}/{step}"
 
 
 def _abstract(leaf: Any) -> Any:

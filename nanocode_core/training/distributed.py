@@ -19,12 +19,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nanocode_core.errors import UserError
+from nanocode_core.store.files import Files
 
 HEARTBEAT_SECONDS = 20
 """A process that was not heard of for so long is lost."""
@@ -32,6 +32,8 @@ MEETING_SECONDS = 300
 """How long the processes wait for each other at the start."""
 PARTING_SECONDS = 300
 """How long a process waits for the others at the end."""
+SHARED = "shared"
+"""File in which process 0 leaves a mark for the others to see."""
 PREEMPTED = 75
 """Exit code of a process that may be started again (jobs/spec.py)."""
 
@@ -128,8 +130,8 @@ def share(compute: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-def require_shared(directory: Path) -> None:
-    """Refuse a directory that is not one and the same for all processes.
+def require_shared(place: Files) -> None:
+    """Refuse a place that is not one and the same for all processes.
 
     Raises:
         UserError: on all of them, if one does not see there what process 0 has written.
@@ -138,22 +140,23 @@ def require_shared(directory: Path) -> None:
         return
     from jax.experimental import multihost_utils
 
-    mark = directory / ".shared"
-
     def leave() -> str:
-        directory.mkdir(parents=True, exist_ok=True)
-        mark.write_text(nonce := secrets.token_hex(8))
+        nonce = secrets.token_hex(8)
+        place.write(SHARED, nonce.encode())
         return nonce
 
     nonce = share(leave)
-    seen = mark.exists() and mark.read_text() == nonce
+    try:
+        seen = place.read(SHARED).decode() == nonce
+    except FileNotFoundError:
+        seen = False
     everywhere = np.asarray(multihost_utils.process_allgather(np.int32(seen))).all()
     if processes().primary:
-        mark.unlink()
+        place.delete(SHARED)
     if not everywhere:
         raise UserError(
-            f"{directory} is not the same directory for all processes of this job; put the store (or, for a remote "
-            "store, run.cache) on a file system that they share"
+            f"{place.root} is not the same directory for all processes of this job; put the store on a file system "
+            "that they share, or on gs://"
         )
 
 

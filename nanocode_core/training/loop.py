@@ -72,13 +72,13 @@ class Plan:
 
 
 def train(job: "Job", model: GPT, optimizer: Callable[[Backend], optax.GradientTransformation], plan: Plan) -> GPT:
-    """Train from the newest sound checkpoint in job.work, or from `model`, and return the trained model.
+    """Train from the newest sound checkpoint of the job, or from `model`, and return the trained model.
 
     `model` is used up: on a device that is full of the run's state its arrays would have no room. The
     result lies on one local device.
 
     Args:
-        job: gives the work directory, the execution settings, and takes log and metrics.
+        job: gives the place of the checkpoints, the execution settings, and takes log and metrics.
         model: where to start.
         optimizer: makes the optimizer for the backend that is chosen here.
         plan: what to train on.
@@ -232,7 +232,7 @@ def _backend(job: "Job", model: GPT) -> Backend:
 
 @contextmanager
 def _opened(job: "Job") -> Iterator[Checkpoints]:
-    checkpoints = Checkpoints(job.work / "checkpoints", job.config.checkpoints, job.log)
+    checkpoints = Checkpoints(job.checkpoints, job.config.checkpoints, job.log, job.keep)
     try:
         yield checkpoints
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nanocode_core.config.model import Checkpoints as CheckpointsConfig
-from nanocode_core.errors import UserError
+from nanocode_core.errors import StorageError, UserError
 from nanocode_core.training.checkpoints import Checkpoints
 from nanocode_core.training.manifest import MANIFEST
 
@@ -136,8 +136,10 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_used(tmp_path: Path, 
         assert len(log) == 1
         assert log[0].startswith(f"WARNING: CHECKPOINT {here / '6'} IS DAMAGED AND NOT USED: {name} ")
         assert says in log[0]
-        # Out of the way of the save after the same step, and gone with it.
-        assert names(here) == ["3", "6.refused"]
+        # Its files stay until the next save, but it counts no more.
+        assert newest(here, log) == 3
+        assert len(log) == 1
+        assert names(here) == ["3", "6"]
     save(here, 6)
     assert names(here) == ["3", "6"]
 
@@ -203,12 +205,24 @@ def test_facts_come_back(tmp_path: Path) -> None:
 def test_a_save_that_failed_is_reported(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "x", CheckpointsConfig())
     checkpoints.newest()
-    (tmp_path / "x").rmdir()
     (tmp_path / "x").write_text("a file where the directory should be")
-    with pytest.raises(OSError, match=r"Not a directory|File exists"):  # noqa: PT012 (either may raise it)
+    with pytest.raises(StorageError, match=r"not a directory|file exists"):  # noqa: PT012 (either may raise it)
         checkpoints.save(1, state(1))
         checkpoints.wait()
     checkpoints.close()
+
+
+def test_a_save_counts_only_after_what_it_waits_for(tmp_path: Path) -> None:
+    def refuse() -> None:
+        assert not (tmp_path / "1" / MANIFEST).exists()
+        raise StorageError("the metrics could not be copied")
+
+    checkpoints = Checkpoints(tmp_path, CheckpointsConfig(), before_seal=refuse)
+    checkpoints.save(1, state(1))
+    with pytest.raises(StorageError, match="could not be copied"):
+        checkpoints.wait()
+    checkpoints.close()
+    assert newest(tmp_path) is None
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_words(tmp_path: Path) -> None:

@@ -173,18 +173,18 @@ def test_a_lost_process_ends_the_other_and_both_go_on(
 
 SEPARATE = """
 import sys
-from pathlib import Path
 from nanocode_core.errors import UserError
+from nanocode_core.store import Files
 from nanocode_core.training import distributed
 
 distributed.join()
 with distributed.company():
     try:
-        distributed.require_shared(Path(sys.argv[1]))
+        distributed.require_shared(Files(sys.argv[1]))
     except UserError as error:
         print("refused:", error)
     assert distributed.share(lambda: {"from": distributed.processes().index}) == {"from": 0}
-    distributed.require_shared(Path(sys.argv[2]))
+    distributed.require_shared(Files(sys.argv[2]))
 print("fine")
 """
 
