@@ -315,6 +315,8 @@ class Run(Section):
     launcher: Execution[Literal["local"]] = "local"
     lease_seconds: Execution[Annotated[float, Field(ge=2)]] = 60.0
     """A lease that was not renewed for so long may be taken over."""
+    mirror_seconds: Execution[Annotated[float, Field(gt=0)]] = 30.0
+    """How often a remote store's copy of the work in progress is brought up to date."""
     cache: Execution[str] = Field(
         default_factory=lambda: os.environ.get("NANOCODE_CACHE") or str(Path.home() / ".cache" / "nanocode")
     )

@@ -10,12 +10,12 @@ import contextlib
 import errno
 import importlib
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
 from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, JobSpec
 from nanocode_core.store import Artifact, Lease, Store
+from nanocode_core.store.mirror import MARK
 from nanocode_core.training import distributed
 
 CLOCK = "clock.json"
@@ -92,17 +93,17 @@ def run(spec: JobSpec) -> None:
                 return
             _build(spec, store, lease)
     except UserError:
-        _tidy(store.work_dir(spec.stage, spec.fingerprint))
+        _tidy(spec, store)
         raise
 
 
 def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
     work = store.work_dir(spec.stage, spec.fingerprint)
     out = work / "out"
-    out.mkdir(parents=True, exist_ok=True)
-    with Stopwatch(work / CLOCK) as watch:
+    with _saved(spec, store) as keep, Stopwatch(work / CLOCK) as watch:
+        out.mkdir(parents=True, exist_ok=True)
         inputs = _inputs(spec, store)
-        metrics = _call(spec, Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store))
+        metrics = _call(spec, Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store, keep=keep))
     lease.check()
     store.publish(
         stage=spec.stage,
@@ -114,7 +115,33 @@ def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
         metrics=metrics,
         provenance=provenance(watch),
     )
-    shutil.rmtree(work, ignore_errors=True)
+    store.clear_work(spec.stage, spec.fingerprint)
+
+
+@contextlib.contextmanager
+def _saved(spec: JobSpec, store: Store) -> Iterator[Callable[[], None]]:
+    """With a remote store: bring its copy of the work here, keep it up, and save once more at an early end.
+
+    Gives the function that saves at once.
+    """
+    mirror = store.mirror(
+        spec.stage,
+        spec.fingerprint,
+        spec.config.run.mirror_seconds,
+        lambda text: print(f"{spec.stage}: {text}", flush=True),
+    )
+    if mirror is None:
+        yield lambda: None
+        return
+    if mirror.restore():
+        print(f"{spec.stage}: work in progress fetched from {store.root}", flush=True)
+    with mirror:
+        try:
+            yield mirror.save
+        except (KeyboardInterrupt, Exception):
+            with contextlib.suppress(StorageError, LeaseLost):  # the first reason is the one to report
+                mirror.save()
+            raise
 
 
 def _assist(spec: JobSpec, store: Store) -> None:
@@ -138,11 +165,13 @@ def _call(spec: JobSpec, job: Job) -> dict[str, Any]:
     return metrics
 
 
-def _tidy(work: Path) -> None:
+def _tidy(spec: JobSpec, store: Store) -> None:
     """Remove the work directory of a refused job if nothing was saved there."""
-    if any(path.is_file() and path.name != CLOCK for path in work.rglob("*")):
+    work = store.work_dir(spec.stage, spec.fingerprint)
+    if any(path.is_file() and path.name not in (CLOCK, MARK) for path in work.rglob("*")):
         return
-    shutil.rmtree(work, ignore_errors=True)
+    with contextlib.suppress(StorageError):  # the refusal is what to report
+        store.clear_work(spec.stage, spec.fingerprint)
     with contextlib.suppress(OSError):  # the folder of the stage stays while other work is in it
         work.parent.rmdir()
 

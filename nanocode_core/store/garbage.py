@@ -6,14 +6,15 @@ nobody has held or touched it for days. While anything is being built in the sto
 
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from nanocode_core.errors import UserError
 from nanocode_core.store.leases import live_owner
 from nanocode_core.store.local import rmtree
+from nanocode_core.store.mirror import read_index
 from nanocode_core.store.records import Record, is_name
-from nanocode_core.store.store import Key, Store, lease_path
+from nanocode_core.store.store import Key, Store, lease_path, work_path
 
 IDLE_SECONDS = 7 * 86_400.0
 """Work in progress that was not touched for so long is given up."""
@@ -73,8 +74,7 @@ def sweep(store: Store, keep: int = 1, idle: float = IDLE_SECONDS) -> Garbage:
     for stage, key in found.artifacts:
         store.remove(stage, key)
     for stage, key in found.work:
-        with store.files.guard("delete", f"work/{stage}/{key}"):
-            rmtree(store.work_root / stage / key)
+        store.clear_work(stage, key)
         store.files.delete(lease_path(stage, key))
     for folder in found.leftovers:
         store.clear(folder)
@@ -106,17 +106,21 @@ def _work(store: Store) -> list[Key]:
 def _given_up(store: Store, key: Key, published: bool, idle: float) -> bool:
     if live_owner(store.files, lease_path(*key)) is not None:
         return False
+    return published or time.time() - _touched(store, key) > idle
+
+
+def _touched(store: Store, key: Key) -> float:
+    """When this work was last written to, here or in the store's copy; 0 where there is nothing of it."""
     path = store.work_root / key[0] / key[1]
-    if published or not path.is_dir():
-        return True
-    return time.time() - max(_touched(p) for p in [path, *path.rglob("*")]) > idle
-
-
-def _touched(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
+    found = [0.0]
+    if path.is_dir():
+        for inner in (path, *path.rglob("*")):
+            with suppress(FileNotFoundError):
+                found.append(inner.stat().st_mtime)
+    if store.files.directory is None:
+        index, _ = read_index(store.files, work_path(*key))
+        found += [entry.modified / 1e9 for entry in index.files.values()] if index else []
+    return max(found)
 
 
 def _leftovers(store: Store, records: Mapping[Key, Record]) -> set[str]:

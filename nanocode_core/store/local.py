@@ -40,6 +40,7 @@ class Content:
     kind: str
     checksum: str
 
+
 LOCK = ".lock"
 LOCK_SECONDS = 60.0
 """How long to wait for the store's lock, which is held for milliseconds."""

@@ -85,9 +85,7 @@ class RemoteFolder:
     def inventory(self, folder: str) -> dict[str, Content]:
         """Size and sha256 of every object below a folder, by its path relative to that."""
         contents = {path[len(folder) + 1 :]: self.read(path) for path in self.list(folder)}
-        return {
-            path: Content(len(data), "sha256", hashlib.sha256(data).hexdigest()) for path, data in contents.items()
-        }
+        return {path: Content(len(data), "sha256", hashlib.sha256(data).hexdigest()) for path, data in contents.items()}
 
     def settle(self, folder: str) -> None:
         """Nothing: an upload that has returned is safe."""
@@ -147,6 +145,7 @@ class Bucket(RemoteFolder):
     """
 
     def __init__(self, root: str) -> None:
+        _set_other_clients()
         from gcsfs.core import GCSFileSystem
 
         # It logs a traceback for what it also raises; raised, it becomes one line.
@@ -276,6 +275,18 @@ class Bucket(RemoteFolder):
             name = self._bucket().name
             raise StorageError(f"store {self._root}: bucket {name} does not exist; create it, or {CHOOSE}") from None
         self._seen = True
+
+
+def _set_other_clients() -> None:
+    """Make the clients that libraries open themselves (Orbax, through fsspec) behave as ours does.
+
+    gcsfs reads the variable when it is imported: without it every operation may stall for a minute.
+    """
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+
+    for name in ("gcs", "gs"):
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
 
 
 def _retry() -> Any:

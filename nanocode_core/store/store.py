@@ -25,6 +25,7 @@ from nanocode_core.errors import CorruptArtifact, UserError
 from nanocode_core.store.files import Files
 from nanocode_core.store.leases import Lease, acquire
 from nanocode_core.store.local import rmtree, suppress_errno, sync
+from nanocode_core.store.mirror import INDEX, Mirror
 from nanocode_core.store.parallel import HASHERS, side_by_side
 from nanocode_core.store.records import RECORD, FileEntry, InputRef, Record, digest, is_name, parse_record
 
@@ -165,8 +166,7 @@ class Store:
     def work_dir(self, stage: str, fingerprint: str) -> Path:
         """The directory of this work in progress, made if need be; hold the lease to write there.
 
-        For a remote store it is a local directory in the cache: what a job saves there stays on
-        this machine, so another machine that takes the work over begins it anew.
+        For a remote store it is a local directory in the cache, of which the store keeps a copy (`mirror`).
         """
         path = self.work_root / _name(stage) / _name(fingerprint)
         with self.files.guard("write", f"work/{stage}/{fingerprint}"):
@@ -176,6 +176,27 @@ class Store:
     def work_url(self, stage: str, fingerprint: str) -> str | None:
         """Where a remote store keeps this work in progress; None for a local store, whose `work_dir` it is."""
         return None if self.files.directory is not None else f"{self.root}/{work_path(stage, fingerprint)}"
+
+    def mirror(self, stage: str, fingerprint: str, seconds: float, log: Callable[[str], None]) -> Mirror | None:
+        """The copy that a remote store keeps of this work's local directory; None for a local store.
+
+        Args:
+            seconds: between two saves in the background.
+            log: told when one of those fails.
+        """
+        if self.files.directory is not None:
+            return None
+        folder = work_path(stage, fingerprint)
+        return Mirror(self.files, folder, self.work_dir(stage, fingerprint), seconds, log)
+
+    def clear_work(self, stage: str, fingerprint: str) -> None:
+        """Remove this work in progress, here and in the store, but for its lease; fine where there is none."""
+        with self.files.guard("delete", work_path(stage, fingerprint)):
+            rmtree(self.work_root / _name(stage) / _name(fingerprint))
+        if self.files.directory is None:
+            folder, lease = work_path(stage, fingerprint), lease_path(stage, fingerprint)
+            self.files.delete(f"{folder}/{INDEX}")  # first: what a kill leaves is no copy any more
+            side_by_side(self.files.delete, [path for path in self.files.list(folder) if path != lease])
 
     @property
     def work_root(self) -> Path:

@@ -1,13 +1,8 @@
 """The store over gs://, on a fake-gcs-server (a Go program that keeps objects in memory)."""
 
 import os
-import shutil
-import socket
-import subprocess
 import threading
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 from store_helpers import FILES, put
@@ -17,70 +12,9 @@ from nanocode_core.store import Files, Store
 from nanocode_core.store.garbage import sweep
 from nanocode_core.store.leases import acquire
 
-NAME = "fake-gcs-server"
-MODULE = "github.com/fsouza/fake-gcs-server@v1.56.1"
-CACHE = Path.home() / ".cache" / "nanocode" / "bin"
-
-
-def find_server():
-    """The program: $FAKE_GCS_SERVER, the cache, PATH, else built with Go into the cache."""
-    named = os.environ.get("FAKE_GCS_SERVER")
-    if named:
-        return named
-    if (CACHE / NAME).exists():
-        return str(CACHE / NAME)
-    if shutil.which(NAME):
-        return shutil.which(NAME)
-    built = None
-    if shutil.which("go"):
-        CACHE.mkdir(parents=True, exist_ok=True)
-        built = subprocess.run(["go", "install", MODULE], env={**os.environ, "GOBIN": str(CACHE)}, cwd="/")
-    if built is None or built.returncode:
-        pytest.skip(f"gs:// tests need {NAME}: `GOBIN={CACHE} go install {MODULE}`, or set FAKE_GCS_SERVER")
-    return str(CACHE / NAME)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """The address of a running server; the clients' environment leads there."""
-    program = find_server()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    options = ["-backend", "memory", "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
-    process = subprocess.Popen(
-        [program, *options, "-external-url", address, "-public-host", f"127.0.0.1:{port}", "-log-level", "error"]
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STORAGE_EMULATOR_HOST", address)
-        patch.setenv("GOOGLE_CLOUD_PROJECT", "test")
-        patch.setenv("NO_GCE_CHECK", "true")
-        import fsspec
-        from gcsfs.core import GCSFileSystem
-
-        GCSFileSystem.clear_instance_cache()
-        patch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-        patch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        try:
-            for _ in range(100):
-                try:
-                    urllib.request.urlopen(f"{address}/_internal/healthcheck", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            request = urllib.request.Request(
-                f"{address}/storage/v1/b?project=test", b'{"name": "bucket"}', {"Content-Type": "application/json"}
-            )
-            urllib.request.urlopen(request, timeout=5)
-            yield address
-        finally:
-            process.kill()
-            process.wait()
-
 
 @pytest.fixture
-def root(server, request):
+def root(gcs, request):
     return f"gs://bucket/{request.node.name}"
 
 
@@ -168,7 +102,7 @@ def test_a_lost_response_is_no_conflict(root):
     assert files.compare_and_swap("lease", version, b"nonce 1, beat 1") == renewed
 
 
-def test_a_missing_bucket_is_an_error_not_an_empty_store(server, tmp_path):
+def test_a_missing_bucket_is_an_error_not_an_empty_store(gcs, tmp_path):
     files = Files("gs://no-such-bucket/store")
     for act in (
         lambda: files.read("x"),

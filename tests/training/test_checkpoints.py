@@ -15,6 +15,7 @@ import pytest
 
 from nanocode_core.config.model import Checkpoints as CheckpointsConfig
 from nanocode_core.errors import StorageError, UserError
+from nanocode_core.store import Files
 from nanocode_core.training.checkpoints import Checkpoints
 from nanocode_core.training.manifest import MANIFEST
 
@@ -283,3 +284,49 @@ def test_a_checkpoint_is_restored_onto_another_number_of_devices(tmp_path: Path)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
     assert found == [[here, there, there] for here in (1, 2, 8) for there in (1, 2, 4, 8)]
+
+
+# On gs://, where a subprocess talks to the server: Orbax's client reads its settings once.
+ON_GS = """
+import sys
+import jax.numpy as jnp
+from nanocode_core.config.model import Checkpoints as Config
+from nanocode_core.training.checkpoints import Checkpoints
+
+def state(value):
+    return {"a": jnp.full((300, 4), value), "b": jnp.asarray(int(value))}
+
+log = []
+for start in range(3):
+    checkpoints = Checkpoints(sys.argv[1], Config(keep=2), log.append)
+    saved = checkpoints.newest()
+    first = saved.step if saved else 0
+    if saved:
+        assert saved.facts == {"loss": first / 2}
+        restored = checkpoints.restore(first, state(0))
+        assert restored["a"].tolist() == state(first)["a"].tolist() and int(restored["b"]) == first
+    for step in (first + 1, first + 2):
+        checkpoints.save(step, state(step), {"loss": step / 2})
+    checkpoints.wait()
+    checkpoints.close()
+print(log)
+"""
+
+
+def test_checkpoints_on_gs(gcs: str, tmp_path: Path) -> None:
+    url = f"gs://bucket/{tmp_path.name}/checkpoints"
+    done = subprocess.run([sys.executable, "-c", ON_GS, url], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    bucket = Files(url)
+    assert bucket.names() == ["5", "6"]
+    bucket.delete(next(path for path in bucket.list("6") if "/d/" in path))  # an array's bytes
+    bucket.write("5/partly", b"")
+    bucket.write("7/array", b"half-written")
+    done = subprocess.run([sys.executable, "-c", ON_GS, url], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = done.stdout.splitlines()[-1]
+    assert "checkpoint 7 was not complete: removed" in log
+    assert f"WARNING: CHECKPOINT {url}/6 IS DAMAGED AND NOT USED" in log
+    assert "is missing" in log
+    assert bucket.names() == ["10", "11"]

@@ -1,0 +1,63 @@
+"""Servers written in Go that tests start: found where they are, else built from published modules into a cache.
+
+The versions are those of controlplane/go.mod; a change there builds anew. A test that needs one skips
+where there is neither the program nor a Go toolchain.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+MODULE = Path(__file__).parent / "controlplane"
+PACKAGES = {
+    "fake-gcs-server": "github.com/fsouza/fake-gcs-server",
+    "etcd": "go.etcd.io/etcd/server/v3",
+    "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
+    "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
+    "jobset": "sigs.k8s.io/jobset",
+}
+VERSION = "k8s.io/component-base/version"
+"""Package whose variables say which Kubernetes this is; a build outside its repository leaves them empty."""
+
+
+def find_program(name: str) -> str:
+    """The path of a server: of $KUBEBUILDER_ASSETS, of the cache, else built now."""
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    if assets and (Path(assets) / name).exists():
+        return str(Path(assets) / name)
+    program = cache() / name
+    if not program.exists():
+        if not shutil.which("go"):
+            pytest.skip(f"needs {name}: install Go, which builds it from {MODULE.name}/go.mod")
+        build(name, program)
+    return str(program)
+
+
+def cache() -> Path:
+    """Where the programs of these versions lie."""
+    root = Path(os.environ.get("NANOCODE_CACHE") or Path.home() / ".cache" / "nanocode")
+    versions = hashlib.sha256((MODULE / "go.mod").read_bytes() + (MODULE / "go.sum").read_bytes())
+    return root / "bin" / versions.hexdigest()[:12]
+
+
+def build(name: str, target: Path) -> None:
+    """Build a server; it appears at `target` in one step."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{name}-{os.getpid()}")
+    major, minor, _ = kubernetes().split(".")
+    values = {"gitVersion": f"v{kubernetes()}", "gitMajor": major, "gitMinor": minor}
+    flags = " ".join(["-s", "-w", *(f"-X {VERSION}.{key}={value}" for key, value in values.items())])
+    command = ["go", "build", "-C", str(MODULE), "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
+    subprocess.run(command, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
+    os.replace(partial, target)
+
+
+def kubernetes() -> str:
+    """The version of Kubernetes, "1.2.3"."""
+    lines = (MODULE / "go.mod").read_text().splitlines()
+    return next(line.split()[1].removeprefix("v") for line in lines if line.strip().startswith("k8s.io/kubernetes v"))
