@@ -10,21 +10,33 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from nanocode_core.config import Config
+from nanocode_core.store import Files
 from nanocode_core.training.distributed import join, share
 
 if TYPE_CHECKING:
     from nanocode_core.jobs.job import Job
 
+PROGRAMS = "cache/xla"
+"""Folder of a remote store for compiled programs."""
+
 
 def prepare_jax(config: Config) -> None:
-    """Meet the job's other processes, and keep compiled programs in <run.cache>/jax for the next start."""
+    """Meet the job's other processes, and keep compiled programs for the next start, wherever that will be."""
     keep_freed_memory()
     join()
-    directory = Path(config.run.cache) / "jax"
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = {"jax_compilation_cache_dir": str(directory), "jax_persistent_cache_min_compile_time_secs": 0.5}
+    settings = {"jax_compilation_cache_dir": programs(config), "jax_persistent_cache_min_compile_time_secs": 0.5}
     for name, value in settings.items():
         jax.config.update(name, value)
+
+
+def programs(config: Config) -> str:
+    """Where compiled programs lie: in a store on gs://, which the next machine has too, else in run.cache."""
+    files = Files(config.run.store)
+    if files.root.startswith("gs://"):
+        return f"{files.root}/{PROGRAMS}"
+    directory = Path(config.run.cache) / "jax"
+    directory.mkdir(parents=True, exist_ok=True)
+    return str(directory)
 
 
 def keep_freed_memory() -> bool:

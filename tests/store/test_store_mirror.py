@@ -94,7 +94,7 @@ def test_what_did_not_change_is_not_saved_again(files: Files, tmp_path: Path) ->
     )
 )
 def test_after_any_changes_a_save_holds_what_is_there(
-    rounds: list[list[tuple[str, None | int | tuple[bool, bytes]]]], tmp_path_factory: pytest.TempPathFactory
+    rounds: list[list[tuple[str, int | tuple[bool, bytes] | None]]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Each round appends to, replaces, cuts or removes files, then saves."""
     files, tmp_path = Files(f"memory://{secrets.token_hex(8)}"), tmp_path_factory.mktemp("mirror")
