@@ -4,8 +4,9 @@ from nanocode_core.jobs.stage import Stage
 
 STAGE = Stage(
     name="pretrain",
-    version=2,
+    version=3,
     build="nanocode_core.training.pretrain:build",
     inputs=("tokens", "tokenizer"),
     identity=("model", "training", "seed"),
+    accelerated=True,
 )

@@ -3,7 +3,9 @@
 `nanocode` trains eight tokens a parameter with the batch of its preset. `modern` derives all of it from
 the depth, around a reference model of depth 12 and width 768 where nanochat's settings were tuned:
 tokens D = 12 x (matrices + head); batch B about 2^19 (D / D_ref)^0.383 (Bergsma et al. 2025); rates
-x sqrt(B / 2^19); weight decay x sqrt(B / 2^19) D_ref / D (Wang and Aitchison 2024).
+x sqrt(B / 2^19) where B is above 2^19; weight decay x (B / 2^19) (D_ref / D) / that factor, so that the
+weights' average always spans the same share of the run (Wang and Aitchison 2024). nanochat lowers its
+rates for smaller batches by the same root; a short run then hardly gets off the ground (LOG.md).
 """
 
 import math
@@ -49,13 +51,11 @@ def horizon(config: Config, shape: Shape) -> Horizon:
     steps = training.steps
     if steps is None:
         steps = max(1, math.ceil((training.tokens or by_ratio) / (rows * sequence)))
-    scale = math.sqrt(rows * sequence / REFERENCE_BATCH) if training.optimizer.lr_by_batch else 1.0
-    return Horizon(
-        steps=steps,
-        batch_sequences=rows,
-        rate_scale=scale,
-        decay_scale=scale * reference_tokens / by_ratio if training.optimizer.lr_by_batch else 1.0,
-    )
+    if not training.optimizer.lr_by_batch:
+        return Horizon(steps, rows, rate_scale=1.0, decay_scale=1.0)
+    larger = rows * sequence / REFERENCE_BATCH
+    scale = max(1.0, math.sqrt(larger))
+    return Horizon(steps, rows, rate_scale=scale, decay_scale=larger * reference_tokens / by_ratio / scale)
 
 
 def _counted(shape: Shape, which: str) -> int:
