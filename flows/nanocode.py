@@ -2,8 +2,9 @@
 
 The store remembers, Prefect conducts: its own cache is off, and a stage whose artifact is there
 ends as `Reused`. Bad input ends the run as `BadInput` with the one line that says what to do.
-A cancelled run gets SIGTERM; the launcher then stops the job's process group, and whatever happens
-to this process, the job ends with it (see nanocode_core/jobs/tether.py).
+A cancelled run gets SIGTERM; the local launcher then stops the job's process group, and whatever happens
+to this process, the job ends with it (see nanocode_core/jobs/tether.py). A job on Kubernetes outlives this
+process, for the next run to adopt; only a cancellation deletes it.
 """
 
 import logging
@@ -15,14 +16,15 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import FailedRun
+from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.tasks import exponential_backoff
 
 from flows.board import Board
-from flows.pipeline import RETRIES, Outcome, Schedule, headline, prepare, run_stage, summarize
+from flows.pipeline import RETRIES, Outcome, Schedule, choose_launcher, headline, prepare, run_stage, summarize
 from nanocode_core.config import load_config
 from nanocode_core.errors import StorageError, UserError
-from nanocode_core.jobs.local import JobFailed, JobPreempted, LocalLauncher
+from nanocode_core.jobs.launcher import JobFailed, JobPreempted
 from nanocode_core.jobs.stage import Planned
 
 if TYPE_CHECKING:
@@ -46,7 +48,31 @@ class _OneLine(logging.Filter):
 _ONE_LINE = _OneLine()
 
 
-@flow(name="nanocode", persist_result=False)
+def _delete_jobs(flow: Any, flow_run: Any, state: State[Any]) -> None:
+    """After a cancellation: delete the run's jobs on Kubernetes. Prefect calls it, by these parameter names."""
+    asked = flow_run.parameters
+    sets = [*(asked.get("set") or ())]
+    config = load_config(asked.get("preset") or "demo", sets, _changes(asked.get("overrides")))
+    if config.run.launcher == "gke":
+        from nanocode_core.jobs.gke.launcher import cancel
+
+        for name in cancel(str(flow_run.id), config.gke.namespace):
+            logging.getLogger("prefect.flow_runs").info("deleted the job %s", name)
+
+
+def _changes(overrides: Any) -> dict[str, Any]:
+    """The single settings of a run's parameters, as they come from a form or from its record."""
+    if overrides is None or isinstance(overrides, dict):
+        return _without_none(overrides or {})
+    changes: dict[str, Any] = overrides.model_dump(mode="json", exclude_none=True)
+    return changes
+
+
+def _without_none(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: _without_none(v) if isinstance(v, dict) else v for k, v in value.items() if v is not None}
+
+
+@flow(name="nanocode", persist_result=False, on_cancellation=[_delete_jobs])
 def nanocode(
     preset: Preset = "demo",
     stages: list[StageName] | None = None,
@@ -69,7 +95,7 @@ def nanocode(
     line = _liner()
     board = Board(complain=line)
     try:
-        changes = overrides.model_dump(mode="json", exclude_none=True) if overrides else {}
+        changes = _changes(overrides)
         sets = [*(set or ()), *([f"run.store={store}"] if store else ())]
         schedule = prepare(load_config(preset, sets, changes), stages or None, newest)
     except (UserError, StorageError) as error:
@@ -118,7 +144,8 @@ def _stage(planned: Planned, schedule: Schedule, board: Board) -> State[Outcome]
         board.progress(text)
 
     try:
-        outcome = run_stage(planned, schedule, LocalLauncher(), follow)
+        launcher = choose_launcher(schedule.config, flow_run.get_id())
+        outcome = run_stage(planned, schedule, launcher, follow)
     except (UserError, StorageError) as error:
         line(f"error: {error}")
         return Failed(name="BadInput", message=str(error))

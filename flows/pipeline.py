@@ -13,7 +13,8 @@ from typing import Any
 
 from nanocode_core.config import Config, config_from_identity
 from nanocode_core.errors import UserError
-from nanocode_core.jobs.local import JobFailed, JobPreempted, LocalLauncher
+from nanocode_core.jobs.launcher import JobFailed, JobPreempted, Launcher
+from nanocode_core.jobs.local import LocalLauncher
 from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.jobs.stage import Planned, Stage, plan
 from nanocode_core.store import Record, Store
@@ -165,7 +166,7 @@ def _check_inputs(planned: Mapping[str, Planned], wanted: Sequence[str], store: 
     )
 
 
-def run_stage(planned: Planned, schedule: Schedule, launcher: LocalLauncher, line: Callable[[str], None]) -> Outcome:
+def run_stage(planned: Planned, schedule: Schedule, launcher: Launcher, line: Callable[[str], None]) -> Outcome:
     """Reuse the artifact of a planned stage or have a job build it; the job's output goes to `line`.
 
     Raises:
@@ -192,6 +193,19 @@ def run_stage(planned: Planned, schedule: Schedule, launcher: LocalLauncher, lin
     return Outcome.of(record, store, reused=by_another)
 
 
+def choose_launcher(config: Config, run: str | None = None) -> Launcher:
+    """The launcher that the config asks for.
+
+    Args:
+        run: id of the run that the jobs are for.
+    """
+    if config.run.launcher == "local":
+        return LocalLauncher()
+    from nanocode_core.jobs.gke.launcher import GKELauncher
+
+    return GKELauncher(run)
+
+
 def _verify(store: Store, record: Record) -> None:
     """Check the files of a reused artifact where that needs no download (else: when it is read)."""
     if store.files.directory is not None:
@@ -204,7 +218,7 @@ def run_plainly(schedule: Schedule, line: Callable[[str], None], done: Callable[
     for planned in schedule.todo:
         for attempt in range(RETRIES + 1):
             try:
-                outcomes.append(run_stage(planned, schedule, LocalLauncher(), line))
+                outcomes.append(run_stage(planned, schedule, choose_launcher(schedule.config), line))
                 break
             except JobPreempted as error:
                 if attempt == RETRIES:

@@ -20,7 +20,7 @@ from flows import server
 from flows.pipeline import Outcome, Schedule, headline, prepare, run_plainly, summarize
 from nanocode_core.config import load_config
 from nanocode_core.errors import StorageError, UserError
-from nanocode_core.jobs.local import JobFailed, JobPreempted
+from nanocode_core.jobs.launcher import JobFailed, JobPreempted
 
 FAILED = 1
 STOPPED = 130

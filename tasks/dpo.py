@@ -8,4 +8,5 @@ STAGE = Stage(
     build="nanocode_core.training.dpo:build",
     inputs=("sft", "synthetic", "tokenizer"),
     identity=("dpo", "seed"),
+    accelerated=True,
 )

@@ -21,4 +21,5 @@ STAGE = Stage(
     inputs=("pretrain", "sft", "dpo", "synthetic", "tokenizer", "tokens"),
     identity=("eval", "training.validation_tokens", "seed"),
     extra=_extra,
+    accelerated=True,
 )

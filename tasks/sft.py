@@ -8,4 +8,5 @@ STAGE = Stage(
     build="nanocode_core.training.sft:build",
     inputs=("pretrain", "synthetic", "tokenizer"),
     identity=("sft", "seed"),
+    accelerated=True,
 )

@@ -172,8 +172,8 @@ class Optimizer(Section):
     scalar_lr: Identity[Rate] = 0.5
     """Of the x0 scalars; the residual scalars learn at a hundredth of it."""
     lr_by_batch: Identity[bool] = False
-    """Scale all rates by sqrt(tokens in a batch / 2**19), and the weight decay to match (Malladi et al. 2022;
-    Wang and Aitchison 2024; nanochat)."""
+    """Scale all rates by sqrt(tokens in a batch / 2**19) where that is above 1, and the weight decay to match
+    (Malladi et al. 2022; Wang and Aitchison 2024; nanochat, which also lowers them)."""
     warmup: Identity[Share] = 0.0
     """Share of the steps with a linearly rising rate."""
     warmup_steps: Identity[Count] = 0
@@ -307,12 +307,47 @@ class Eval(Section):
     """Tasks played side by side (part of the identity: it can move the last bits of the logits)."""
 
 
+class GKE(Section):
+    """Jobs on Kubernetes (run.launcher=gke)."""
+
+    accelerator: Execution[str] = "v6e-8"
+    """What the training stages and the evaluation run on: a slice such as v6e-8, a GPU node such as h100-8, or cpu."""
+    hosts: Execution[Positive] = 1
+    """Hosts of a job on `cpu`; a slice has as many as it has."""
+    spot: Execution[bool] = True
+    """Run on preemptible machines."""
+    images: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_IMAGES", ""))
+    """Where the images lie: REGION-docker.pkg.dev/PROJECT/nanocode."""
+    tag: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_TAG", "latest"))
+    """Of the images."""
+    namespace: Execution[str] = "nanocode"
+    service_account: Execution[str] = "nanocode-trainer"
+    """Whom the jobs run as: it may read and write the buckets, and nothing in the cluster."""
+    secret: Execution[str] = "nanocode-secrets"
+    """Secret whose keys the jobs that need them see as variables (HF_TOKEN, OPENROUTER_API_KEY); it may be absent."""
+    cpus: Execution[Positive] = 14
+    """Cores of a job on `cpu`."""
+    memory_gib: Execution[Positive] = 48
+    """Memory of a host of a job on `cpu`."""
+    disk_gib: Execution[Positive] = 80
+    """Local disk of a host, for the cache."""
+    queue: Execution[str | None] = None
+    """Kueue's LocalQueue that admits the jobs; empty: none."""
+    priority: Execution[str | None] = None
+    """PriorityClass of the pods."""
+    environment: Execution[dict[str, str]] = Field(default_factory=dict)
+    """Further variables of the jobs."""
+    crashes: Execution[Positive] = 3
+    """A job that crashed so often without a new save in between is stopped."""
+
+
 class Run(Section):
     """Where and how a run happens; nothing here changes a result."""
 
     store: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_STORE") or str(PROJECT / "store"))
     """Artifact store: a directory or gs://bucket/prefix."""
-    launcher: Execution[Literal["local"]] = "local"
+    launcher: Execution[Literal["local", "gke"]] = "local"
+    """Where jobs run: as processes of this machine, or on Kubernetes."""
     lease_seconds: Execution[Annotated[float, Field(ge=2)]] = 60.0
     """A lease that was not renewed for so long may be taken over."""
     mirror_seconds: Execution[Annotated[float, Field(gt=0)]] = 30.0
@@ -343,6 +378,7 @@ class Config(Section):
     eval: Eval = Eval()
     checkpoints: Checkpoints = Checkpoints()
     run: Run = Field(default_factory=Run)
+    gke: GKE = Field(default_factory=GKE)
 
     def pick(self, *paths: str) -> dict[str, Any]:
         """Identity values at dotted paths, flat: pick("model", "seed") -> {"model.depth": 4, ...}."""

@@ -10,18 +10,11 @@ from pathlib import Path
 
 from nanocode_core.errors import UserError
 from nanocode_core.jobs import tether
+from nanocode_core.jobs.launcher import JobFailed, JobPreempted
 from nanocode_core.jobs.spec import BAD_INPUT, DONE, PREEMPTED, JobSpec
 
 GRACE_SECONDS = 15.0
 """From SIGTERM to SIGKILL, as on a spot TPU."""
-
-
-class JobFailed(Exception):
-    """The job ended with a bug; its log tells which."""
-
-
-class JobPreempted(Exception):
-    """The job was told to go away or lost its lease; starting it again goes on from its last save."""
 
 
 class LocalLauncher:

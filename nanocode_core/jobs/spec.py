@@ -1,6 +1,5 @@
 """The job spec: all that a worker process needs to build one artifact, as one JSON file."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -9,14 +8,23 @@ from nanocode_core.config import Config
 from nanocode_core.jobs.stage import Planned
 
 DONE = 0
-BUG = 1
+BUG = 42
+"""Not 1, with which an interpreter also ends that could not even start."""
 BAD_INPUT = 2
 PREEMPTED = 75
 """Exit code of a job that was told to go away and may be started again."""
+VARIABLE = "NANOCODE_SPEC"
+"""The environment variable that holds a worker's spec where it is given no file."""
 
 
 class JobSpec(BaseModel):
-    """One artifact to build. `inputs` maps a stage's name to a fingerprint."""
+    """One artifact to build.
+
+    Attributes:
+        inputs: a fingerprint for each stage it is made of.
+        accelerated: whether the job is worth a TPU or GPU.
+        soul: the constitution, for a machine that has not the file which the config names.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,6 +35,8 @@ class JobSpec(BaseModel):
     identity: dict[str, Any]
     inputs: dict[str, str]
     config: Config
+    accelerated: bool = False
+    soul: str | None = None
 
     @classmethod
     def of(cls, planned: Planned, config: Config) -> "JobSpec":
@@ -40,9 +50,5 @@ class JobSpec(BaseModel):
             identity=planned.identity,
             inputs=planned.inputs,
             config=config,
+            accelerated=stage.accelerated,
         )
-
-    @classmethod
-    def read(cls, path: Path) -> "JobSpec":
-        """The spec in a JSON file."""
-        return cls.model_validate_json(path.read_text())

@@ -27,6 +27,7 @@ class Stage:
         identity: dotted config paths that decide the result.
         extra: further identity that is not in the config's values, such as the hash of a file that
             the config names; raises UserError where that can't be had.
+        accelerated: whether it is worth a TPU or GPU.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Stage:
     inputs: tuple[str, ...]
     identity: tuple[str, ...]
     extra: Callable[[Config], Mapping[str, Any]] = lambda config: {}
+    accelerated: bool = False
 
     def identify(self, config: Config) -> dict[str, Any]:
         """The identity of this stage under `config`: flat dotted names to JSON values."""

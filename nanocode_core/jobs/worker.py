@@ -1,4 +1,6 @@
-"""The worker: `python -m nanocode_core.jobs.worker SPEC` builds one artifact.
+"""The worker: `python -m nanocode_core.jobs.worker [SPEC]` builds one artifact.
+
+SPEC is a JSON file; without it the spec is the variable NANOCODE_SPEC.
 
 The same entry point runs in a local subprocess, a Kubernetes Job and every host of a JobSet. It
 takes the lease of the work directory (waiting for another owner, if there is one), verifies the
@@ -24,7 +26,7 @@ from nanocode_core.errors import LeaseLost, StorageError, UserError
 from nanocode_core.jobs import tether
 from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
-from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, JobSpec
+from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, VARIABLE, JobSpec
 from nanocode_core.store import Artifact, Lease, Store
 from nanocode_core.store.mirror import MARK
 from nanocode_core.training import distributed
@@ -34,13 +36,16 @@ CLOCK = "clock.json"
 
 
 def main(argv: list[str]) -> int:
-    """Build the artifact of the spec file argv[0]; returns the exit code."""
+    """Build the artifact of the spec in file argv[0] or the environment; returns the exit code."""
     tether.hold()
     signal.signal(signal.SIGTERM, _preempted)
     try:
-        if len(argv) != 1:
-            raise UserError("usage: python -m nanocode_core.jobs.worker SPEC.json")
-        run(JobSpec.read(Path(argv[0])))
+        text = os.environ.get(VARIABLE) if not argv else Path(argv[0]).read_text()
+        if text is None or len(argv) > 1:
+            raise UserError(f"usage: python -m nanocode_core.jobs.worker SPEC.json, or with the spec in {VARIABLE}")
+        spec = JobSpec.model_validate_json(text)
+        with tempfile.TemporaryDirectory(prefix="nanocode-soul-") as scratch:
+            run(_with_soul(spec, Path(scratch, "SOUL.md")))
         return DONE
     except (UserError, StorageError) as error:
         print(f"error: {error}", flush=True)
@@ -61,6 +66,14 @@ def main(argv: list[str]) -> int:
             return BAD_INPUT
         traceback.print_exc()
         return BUG
+
+
+def _with_soul(spec: JobSpec, path: Path) -> JobSpec:
+    """The spec with the constitution that it carries, if it does, in the file `path`."""
+    if spec.soul is None:
+        return spec
+    path.write_text(spec.soul, encoding="utf-8")
+    return spec.model_copy(update={"config": spec.config.model_copy(update={"soul": str(path)})})
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ from flows import pipeline
 from flows.pipeline import headline, prepare, run_plainly, summarize
 from nanocode_core.config import PRESETS, load_config
 from nanocode_core.errors import UserError
-from nanocode_core.jobs.local import JobFailed
+from nanocode_core.jobs.launcher import JobFailed
 from tasks import STAGES
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from nanocode_core.config import load_config
 from nanocode_core.errors import UserError
-from nanocode_core.jobs.local import JobFailed, JobPreempted, LocalLauncher
+from nanocode_core.jobs.launcher import JobFailed, JobPreempted
+from nanocode_core.jobs.local import LocalLauncher
 from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.jobs.stage import Stage, plan
 from nanocode_core.store import Store
@@ -84,7 +85,7 @@ def test_a_stage_reads_its_inputs_and_is_planned_as_reused_afterwards(tmp_path):
     ("function", "error", "said"),
     [
         ("refuse", UserError, "no file matches"),
-        ("crash", JobFailed, "exit code 1"),
+        ("crash", JobFailed, "exit code 42"),
         ("die", JobFailed, "signal 9"),
     ],
 )
@@ -153,7 +154,8 @@ def test_a_job_ends_with_its_launcher_children_included(tmp_path):
         "from pathlib import Path\n"
         "from nanocode_core.jobs.local import LocalLauncher\n"
         "from nanocode_core.jobs.spec import JobSpec\n"
-        f"LocalLauncher().run(JobSpec.read(Path({str(spec)!r})), lambda line: print(line, flush=True))\n"
+        f"spec = JobSpec.model_validate_json(Path({str(spec)!r}).read_text())\n"
+        "LocalLauncher().run(spec, lambda line: print(line, flush=True))\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     pids = next(list(map(int, line.split()[-2:])) for line in parent.stdout if "pids" in line)
