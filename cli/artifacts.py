@@ -5,7 +5,6 @@ fingerprint, with or without the stage ("dpo/3f", "3f2a").
 """
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,8 +21,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _store(root: str | None) -> Store:
-    run = load_config().run
-    return Store(root or run.store, cache=Path(run.cache))
+    return Store.of(load_config("demo", [f"run.store={root}"] if root else []))
 
 
 def _json(value: Any) -> None:

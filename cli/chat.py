@@ -14,10 +14,9 @@ def chat(prompt: str | None, model: str, root: Path, yes_in_sandbox: bool, store
         raise UserError("--yes-in-sandbox goes with --prompt: in a chat every call is asked for")
     if not root.is_dir():
         raise UserError(f"--root {root} is not a directory")
-    run = load_config("demo", [f"run.store={store}"] if store else []).run
-    shelf = Store(run.store, cache=Path(run.cache))
+    shelf = Store.of(load_config("demo", [f"run.store={store}"] if store else []))
     if not shelf.records(model.partition("/")[0] if "/" in model or model in ("sft", "dpo") else None):
-        raise UserError(f"no trained {model} model in {run.store}; train one with `make speedrun`")
+        raise UserError(f"no trained {model} model in {shelf.root}; train one with `make speedrun`")
     record = resolve(shelf, model)
     if "tokenizer" not in record.inputs or record.stage not in ("sft", "dpo"):
         raise UserError(f"--model {model}: a {record.stage} artifact is not an agent; name a sft or dpo artifact")

@@ -12,10 +12,9 @@ STAGES = ("pretrain", "sft", "dpo")
 
 def export(model: str, out: Path, dtype: str, force: bool, store: str | None) -> None:
     """Find the model's artifact and its tokenizer, write the directory, print what to do with it."""
-    run = load_config("demo", [f"run.store={store}"] if store else []).run
-    shelf = Store(run.store, cache=Path(run.cache))
+    shelf = Store.of(load_config("demo", [f"run.store={store}"] if store else []))
     if not shelf.published(model if model in STAGES else None):
-        raise UserError(f"no trained {model} model in {run.store}; train one with `nanocode speedrun`")
+        raise UserError(f"no trained {model} model in {shelf.root}; train one with `nanocode speedrun`")
     record = resolve(shelf, model)
     if record.stage not in STAGES or "tokenizer" not in record.inputs:
         raise UserError(f"--model {model}: a {record.stage} artifact is not a model; name one of {', '.join(STAGES)}")

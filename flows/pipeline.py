@@ -8,7 +8,6 @@ calls it directly and the artifacts come out the same.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nanocode_core.config import Config, config_from_identity
@@ -80,7 +79,7 @@ def prepare(config: Config, stages: Iterable[str] | None = None, newest: bool = 
         UserError: an unknown stage, an input that is not built, a store without a dpo artifact.
         StorageError: the store can't be read.
     """
-    store = Store(config.run.store, cache=Path(config.run.cache))
+    store = Store.of(config)
     if newest:
         return _prepare_newest(config, store, stages)
     wanted = _wanted(stages)

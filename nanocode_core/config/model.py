@@ -346,6 +346,9 @@ class Run(Section):
 
     store: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_STORE") or str(PROJECT / "store"))
     """Artifact store: a directory or gs://bucket/prefix."""
+    work: Execution[str | None] = Field(default_factory=lambda: os.environ.get("NANOCODE_WORK") or None)
+    """Where a store on gs:// keeps checkpoints and copies of work in progress, gs://other-bucket/prefix: they come
+    and go, so a bucket that keeps what was deleted is no place for them; empty: in the store."""
     launcher: Execution[Literal["local", "gke"]] = "local"
     """Where jobs run: as processes of this machine, or on Kubernetes."""
     lease_seconds: Execution[Annotated[float, Field(ge=2)]] = 60.0

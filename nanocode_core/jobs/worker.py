@@ -89,7 +89,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 
 def run(spec: JobSpec) -> None:
     """Take the lease, build, publish. Returns at once where the artifact is there by then."""
-    store = Store(spec.config.run.store, cache=Path(spec.config.run.cache))
+    store = Store.of(spec.config)
     if not distributed.processes().primary:
         _assist(spec, store)
         return

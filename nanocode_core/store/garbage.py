@@ -98,7 +98,8 @@ def _closure(records: Mapping[Key, Record], roots: Iterable[Key]) -> set[Key]:
 
 def _work(store: Store) -> list[Key]:
     """All work in progress: local directories, and leases in the store."""
-    found = {(parts[1], parts[2]) for path in store.files.list("work") if len(parts := path.split("/")) >= 4}
+    paths = {*store.files.list("work"), *store.work_files.list("work")}
+    found = {(parts[1], parts[2]) for path in paths if len(parts := path.split("/")) >= 4}
     found |= {(path.parent.name, path.name) for path in store.work_root.glob("*/*") if path.is_dir()}
     return sorted(key for key in found if is_name(key[0]) and is_name(key[1]))
 
@@ -118,7 +119,7 @@ def _touched(store: Store, key: Key) -> float:
             with suppress(FileNotFoundError):
                 found.append(inner.stat().st_mtime)
     if store.files.directory is None:
-        index, _ = read_index(store.files, work_path(*key))
+        index, _ = read_index(store.work_files, work_path(*key))
         found += [entry.modified / 1e9 for entry in index.files.values()] if index else []
     return max(found)
 

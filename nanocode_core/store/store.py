@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanocode_core.config import Config
 from nanocode_core.errors import CorruptArtifact, UserError
 from nanocode_core.store.files import Files
 from nanocode_core.store.leases import Lease, acquire
@@ -48,14 +49,28 @@ class Store:
         root: a directory, or a URL such as gs://bucket/prefix.
         cache: local directory for a remote store's downloads and work directories; by default
             $NANOCODE_CACHE or ~/.cache/nanocode. A local store needs none.
+        work: URL where a remote store keeps checkpoints and copies of work in progress (not the leases), for
+            a bucket with other rules than the artifacts'; by default in the store.
+
+    Attributes:
+        files: the files below the root.
+        work_files: those that work in progress is kept in.
     """
 
-    def __init__(self, root: str, cache: Path | None = None) -> None:
+    def __init__(self, root: str, cache: Path | None = None, work: str | None = None) -> None:
         self.files = Files(root)
         self.root = self.files.root
+        if work and self.files.directory is not None:
+            raise UserError(f"run.work={work} is for a store on gs://; the work of {self.root} is kept in it: unset it")
+        self.work_files = Files(work) if work else self.files
         default = os.environ.get("NANOCODE_CACHE") or "~/.cache/nanocode"
         self._cache = Path(os.path.abspath(Path(cache or default).expanduser()))
         self._opened: dict[Key, Artifact] = {}
+
+    @classmethod
+    def of(cls, config: Config) -> "Store":
+        """The store of a run."""
+        return cls(config.run.store, Path(config.run.cache), config.run.work)
 
     # Looking things up
 
@@ -175,7 +190,7 @@ class Store:
 
     def work_url(self, stage: str, fingerprint: str) -> str | None:
         """Where a remote store keeps this work in progress; None for a local store, whose `work_dir` it is."""
-        return None if self.files.directory is not None else f"{self.root}/{work_path(stage, fingerprint)}"
+        return None if self.files.directory is not None else f"{self.work_files.root}/{work_path(stage, fingerprint)}"
 
     def mirror(self, stage: str, fingerprint: str, seconds: float, log: Callable[[str], None]) -> Mirror | None:
         """The copy that a remote store keeps of this work's local directory; None for a local store.
@@ -187,16 +202,16 @@ class Store:
         if self.files.directory is not None:
             return None
         folder = work_path(stage, fingerprint)
-        return Mirror(self.files, folder, self.work_dir(stage, fingerprint), seconds, log)
+        return Mirror(self.work_files, folder, self.work_dir(stage, fingerprint), seconds, log)
 
     def clear_work(self, stage: str, fingerprint: str) -> None:
         """Remove this work in progress, here and in the store, but for its lease; fine where there is none."""
         with self.files.guard("delete", work_path(stage, fingerprint)):
             rmtree(self.work_root / _name(stage) / _name(fingerprint))
         if self.files.directory is None:
-            folder, lease = work_path(stage, fingerprint), lease_path(stage, fingerprint)
-            self.files.delete(f"{folder}/{INDEX}")  # first: what a kill leaves is no copy any more
-            side_by_side(self.files.delete, [path for path in self.files.list(folder) if path != lease])
+            files, folder, lease = self.work_files, work_path(stage, fingerprint), lease_path(stage, fingerprint)
+            files.delete(f"{folder}/{INDEX}")  # first: what a kill leaves is no copy any more
+            side_by_side(files.delete, [path for path in files.list(folder) if path != lease])
 
     @property
     def work_root(self) -> Path:

@@ -39,12 +39,13 @@ def digests(log: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(400)
-def test_a_lost_machine_is_replaced_by_another(gcs: str, tmp_path: Path) -> None:
+def test_a_lost_machine_is_replaced_by_another(gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = speedrun(f"gs://bucket/{tmp_path.name}/whole", tmp_path / "a", tmp_path / "whole.log")
     assert whole.wait(300) == 0, (tmp_path / "whole.log").read_text()
 
-    store = f"gs://bucket/{tmp_path.name}/store"
-    bucket = Files(store)
+    store, work = f"gs://bucket/{tmp_path.name}/store", f"gs://bucket/{tmp_path.name}/work"
+    bucket = Files(work)
+    monkeypatch.setenv("NANOCODE_WORK", work)
     lost = speedrun(store, tmp_path / "b", tmp_path / "lost.log")
     while not any(path.endswith("/checkpoints/6/manifest.json") for path in bucket.list("work/pretrain")):
         assert lost.poll() is None, (tmp_path / "lost.log").read_text()
@@ -58,4 +59,5 @@ def test_a_lost_machine_is_replaced_by_another(gcs: str, tmp_path: Path) -> None
     assert f"pretrain: work in progress fetched from {store}" in said
     assert "pretrain: going on from the checkpoint after step" in said
     assert digests(tmp_path / "other.log") == digests(tmp_path / "whole.log")
-    assert not bucket.list("work"), "nothing of the work is left"
+    assert not bucket.list(), "nothing of the work is left"
+    assert not Files(store).list("work")

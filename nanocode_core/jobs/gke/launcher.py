@@ -45,7 +45,7 @@ class GKELauncher:
             UserError: the job, or the cluster, refused it.
             JobFailed: it ended with a bug, crashed again and again, or was deleted.
         """
-        if Store(spec.config.run.store).files.directory is not None:
+        if Store.of(spec.config).files.directory is not None:
             raise UserError(
                 f"run.launcher=gke needs a store that the cluster reaches: set run.store=gs://bucket/prefix "
                 f"(it is {spec.config.run.store})"

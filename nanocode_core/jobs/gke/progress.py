@@ -1,7 +1,7 @@
 """Whether a job that crashes gets anywhere: what its saves in the store say."""
 
 from nanocode_core.jobs.spec import JobSpec
-from nanocode_core.store import Files
+from nanocode_core.store import Store
 from nanocode_core.store.mirror import read_index
 from nanocode_core.store.store import work_path
 from nanocode_core.training.manifest import MANIFEST
@@ -13,7 +13,7 @@ class Progress:
     """Counts the crashes of a job since it last got further."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._files = Files(spec.config.run.store)
+        self._files = Store.of(spec.config).work_files
         self._folder = work_path(spec.stage, spec.fingerprint)
         self._best = (-1, -1)
         self._crashes = 0
