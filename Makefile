@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: speedrun test test-all lint types up down bench tpu lock clean
+.PHONY: speedrun test test-k8s test-all lint types up down bench tpu lock clean
 
 speedrun: $(READY)  ## train the demo agent, write the report (ARGS="--preset d3 --set training.steps=50")
 	$(BIN)/nanocode speedrun $(ARGS)
 
 test: $(READY)  ## the tests, under 15 minutes on two cores
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest -m "not slow and not k8s" $(ARGS)
+
+test-k8s: $(READY)  ## the launcher on a Kubernetes control plane of this machine (needs Go, which builds it once)
+	$(BIN)/pytest -m k8s $(ARGS)
 
 test-all: $(READY)  ## with the long ones
 	$(BIN)/pytest $(ARGS)

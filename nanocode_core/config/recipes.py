@@ -1,8 +1,9 @@
 """The recipes: what distinguishes how a model is built and trained, whatever its size.
 
 `nanocode` is the original's architecture and optimizer: the defaults of the fields. `modern` is the
-recipe of nanochat as of July 2026, each feature a field of its own (the docstrings of `Model` and
-`Optimizer` name its source). A recipe is laid over a preset; single fields can be set on top.
+recipe of nanochat as of July 2026, but for the rates of small batches (training/horizon.py); each feature
+is a field of its own (the docstrings of `Model` and `Optimizer` name its source). A recipe is laid over a
+preset; single fields can be set on top.
 """
 
 from typing import Any
