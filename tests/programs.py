@@ -5,6 +5,7 @@ where there is neither the program nor a Go toolchain.
 """
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,9 @@ PACKAGES = {
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
     "jobset": "sigs.k8s.io/jobset",
 }
+TETHER = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+"""Put before a command, ends its process when the thread that started it ends, however that happens."""
+
 VERSION = "k8s.io/component-base/version"
 """Package whose variables say which Kubernetes this is; a build outside its repository leaves them empty."""
 
@@ -55,6 +59,24 @@ def build(name: str, target: Path) -> None:
     command = ["go", "build", "-C", str(MODULE), "-trimpath", "-ldflags", flags, "-o", str(partial), PACKAGES[name]]
     subprocess.run(command, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
     os.replace(partial, target)
+
+
+def find_config() -> Path:
+    """JobSet's manifests ("crd", "webhook" ...) from its module, kept beside the programs: a cache may outlive Go."""
+    config = cache() / "jobset-config"
+    if not config.exists():
+        if not shutil.which("go"):
+            pytest.skip(f"needs the manifests of JobSet: install Go, which finds them by {MODULE.name}/go.mod")
+        command = ["go", "mod", "download", "-json", PACKAGES["jobset"]]
+        module = json.loads(subprocess.run(command, cwd=MODULE, check=True, capture_output=True).stdout)
+        partial = config.with_name(f".jobset-config-{os.getpid()}")
+        source = Path(module["Dir"], "config", "components")
+        for file in source.rglob("*.yaml"):
+            copy = partial / file.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        os.replace(partial, config)
+    return config
 
 
 def kubernetes() -> str:

@@ -1,0 +1,36 @@
+"""A cluster for all tests of a session, a namespace and a node agent for each."""
+
+import itertools
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from agent import Agent
+from cluster import Cluster
+
+NUMBERS = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A running control plane without nodes."""
+    with Cluster() as cluster:
+        yield cluster
+        started = [psutil.Process(process.pid) for process in cluster.processes.values()]
+        started += [child for process in started for child in process.children(recursive=True)]
+    assert not [process for process in started if process.is_running()]
+
+
+@pytest.fixture
+def namespace(cluster: Cluster) -> Iterator[str]:
+    """A new namespace; it goes away without a wait for its contents."""
+    name = cluster.namespace(f"test-{next(NUMBERS)}")
+    yield name
+    cluster.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def agent(cluster: Cluster) -> Iterator[Agent]:
+    """A node agent without nodes."""
+    with cluster.agent() as agent:
+        yield agent

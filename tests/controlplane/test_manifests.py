@@ -1,0 +1,129 @@
+"""What we would send to a cluster, judged by a real API server: every job, every overlay, every permission."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from cluster import Cluster
+from kubernetes.client import ApiClient, AuthorizationV1Api
+
+from nanocode_core.config import PROJECT, load_config
+from nanocode_core.jobs.gke.manifest import render
+from nanocode_core.jobs.spec import JobSpec
+from nanocode_core.planning.accelerators import accelerators
+
+pytestmark = [pytest.mark.k8s]
+
+SETTINGS = """\
+NANOCODE_STORE=gs://project-nanocode/store
+NANOCODE_WORK=gs://project-nanocode-work
+NANOCODE_IMAGES=region-docker.pkg.dev/project/nanocode
+NANOCODE_TAG=0123456
+WORKER_IMAGE=region-docker.pkg.dev/project/nanocode/worker:0123456
+"""
+
+
+def build(overlay: str, directory: Path) -> list[dict]:
+    """The documents of an overlay, built as deploy/gke does it, in a copy of k8s/."""
+    if not shutil.which("kubectl"):
+        pytest.skip("needs kubectl, which builds the overlays: install it from Kubernetes or the Google Cloud CLI")
+    shutil.copytree(PROJECT / "k8s", directory / "k8s")
+    (directory / "k8s" / "overlays" / "gke" / "settings.env").write_text(SETTINGS)
+    command = ["kubectl", "kustomize", str(directory / "k8s" / "overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The overlay of GKE, applied."""
+    documents = build("gke", tmp_path_factory.mktemp("gke"))
+    documents.sort(key=lambda document: document["kind"] != "Namespace")
+    # Its pods have no images here.
+    cluster.apply([document for document in documents if document["kind"] != "Deployment"])
+    cluster.apply([document for document in documents if document["kind"] == "Deployment"], dry_run=True)
+    return documents
+
+
+@pytest.mark.parametrize("name", accelerators())
+def test_the_server_takes_a_job_for_every_accelerator(cluster: Cluster, installed: list[dict], name: str) -> None:
+    for extra in ([], ["gke.spot=false", "gke.queue=tpus", "gke.priority=system-node-critical"]):
+        config = load_config("d24", [f"gke.accelerator={name}", "run.store=gs://bucket/x", *extra])
+        spec = JobSpec(
+            stage="pretrain",
+            version=1,
+            build="a:b",
+            fingerprint="0123456789abcdef",
+            identity={},
+            inputs={},
+            config=config,
+            accelerated=True,
+        )
+        body = render(spec, run="7d7f3f6e-0000-4000-8000-000000000000")
+        (made,) = cluster.apply([body], dry_run=True)
+        assert made["kind"] == body["kind"]
+
+
+@pytest.mark.parametrize("overlay", ["dev", "gke"])
+def test_the_overlays_are_valid(cluster: Cluster, installed: list[dict], overlay: str, tmp_path: Path) -> None:
+    documents = build(overlay, tmp_path)
+    assert {"Deployment", "Role", "NetworkPolicy", "PodDisruptionBudget"} <= {item["kind"] for item in documents}
+    for item in documents:
+        if item["kind"] == "Deployment":
+            pod = item["spec"]["template"]["spec"]
+            for container in [*pod.get("initContainers", []), *pod["containers"]]:
+                assert ":" in container["image"], "an image without a tag"
+                assert {"requests", "limits"} <= container["resources"].keys()
+    cluster.apply(documents, dry_run=True)
+
+
+ALLOWED = {
+    ("batch", "jobs"): {"create", "get", "list", "watch", "patch", "delete"},
+    ("jobset.x-k8s.io", "jobsets"): {"create", "get", "list", "watch", "patch", "delete"},
+    ("", "pods"): {"get", "list", "watch"},
+    ("", "pods/log"): {"get", "list", "watch"},
+    ("", "pods/status"): {"get", "list", "watch"},
+    ("", "events"): {"get", "list", "watch"},
+}
+OTHERS = [
+    ("", "secrets"),
+    ("", "configmaps"),
+    ("", "serviceaccounts"),
+    ("", "serviceaccounts/token"),
+    ("", "pods/exec"),
+    ("", "pods/eviction"),
+    ("", "services"),
+    ("", "persistentvolumeclaims"),
+    ("apps", "deployments"),
+    ("rbac.authorization.k8s.io", "roles"),
+    ("rbac.authorization.k8s.io", "rolebindings"),
+    ("networking.k8s.io", "networkpolicies"),
+]
+VERBS = ("create", "get", "list", "watch", "patch", "update", "delete", "deletecollection")
+
+
+def may(client: ApiClient, verb: str, group: str, resource: str, namespace: str | None) -> bool:
+    name, _, sub = resource.partition("/")
+    attributes = {"verb": verb, "group": group, "resource": name, "subresource": sub, "namespace": namespace}
+    review = AuthorizationV1Api(client).create_self_subject_access_review({"spec": {"resourceAttributes": attributes}})
+    return bool(review.status.allowed)
+
+
+def test_the_worker_may_do_its_work_and_nothing_else(cluster: Cluster, installed: list[dict]) -> None:
+    client = cluster.token("nanocode", "nanocode-worker")
+    for (group, resource), verbs in (ALLOWED | {key: set[str]() for key in OTHERS}).items():
+        found = {verb for verb in VERBS if may(client, verb, group, resource, "nanocode")}
+        assert found == verbs, resource
+        assert not any(may(client, verb, group, resource, "kube-system") for verb in VERBS), resource
+    for resource in ("nodes", "namespaces", "persistentvolumes"):
+        assert not any(may(client, verb, "", resource, None) for verb in VERBS), resource
+
+
+def test_the_jobs_and_the_teacher_may_do_nothing(cluster: Cluster, installed: list[dict]) -> None:
+    for account in ("nanocode-trainer", "nanocode-teacher"):
+        client = cluster.token("nanocode", account)
+        for group, resource in [*ALLOWED, *OTHERS]:
+            assert not any(may(client, verb, group, resource, "nanocode") for verb in VERBS), (account, resource)
