@@ -43,8 +43,8 @@ class Agent:
             "isolate": isolate,
         }
         program = Path(__file__).with_name("kubelet.py")
-        # kubelet.py imports programs.py of the directory above.
-        paths = {"PYTHONPATH": str(program.parent.parent), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+        # kubelet.py imports programs.py.
+        paths = {"PYTHONPATH": str(program.parents[1] / "servers"), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
         self.lock = Lock()
         self.process = subprocess.Popen(
             [*TETHER, sys.executable, str(program), json.dumps(options)],

@@ -7,6 +7,7 @@ import psutil
 import pytest
 from agent import Agent
 from cluster import Cluster
+from gcs import gcs, gcs_address  # noqa: F401 (fixtures)
 
 NUMBERS = itertools.count(1)
 

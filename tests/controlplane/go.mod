@@ -1,5 +1,5 @@
 // The servers that tests start: a Kubernetes control plane with the JobSet controller, and a server of the
-// Google Cloud Storage protocol. Built by tests/programs.py; `go get` and `go mod tidy` here move the versions.
+// Google Cloud Storage protocol. Built by tests/servers/programs.py; `go get` and `go mod tidy` here move the versions.
 module controlplane
 
 go 1.26.0

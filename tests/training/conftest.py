@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from gcs import gcs, gcs_address  # noqa: F401 (fixtures)
 from training_world import make_world, world_config
 
 from nanocode_core.training.setup import prepare_jax

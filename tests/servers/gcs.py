@@ -1,4 +1,7 @@
-"""A server of the Google Cloud Storage protocol, and the environment that leads every client to it."""
+"""A server of the Google Cloud Storage protocol, and the environment that leads every client to it.
+
+A conftest.py that imports the two fixtures gives its tests `gcs`.
+"""
 
 import json
 import socket
@@ -8,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import fsspec
+import pytest
 from programs import find_program
 
 
@@ -53,3 +58,25 @@ def environment(address: str) -> dict[str, str]:
         "GOOGLE_CLOUD_PROJECT": "test",
         "NO_GCE_CHECK": "true",
     }
+
+
+@pytest.fixture(scope="session")
+def gcs_address() -> Iterator[str]:
+    """The address of a server with a bucket `bucket`."""
+    with gcs_server("bucket") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def gcs(gcs_address: str) -> Iterator[str]:
+    """The same, and gs:// leads there in this module."""
+    from gcsfs.core import GCSFileSystem
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(gcs_address).items():
+            patch.setenv(name, value)
+        for name in ("gcs", "gs"):
+            patch.setitem(fsspec.config.conf, name, {"token": "anon"})
+        GCSFileSystem.clear_instance_cache()
+        yield gcs_address
+        GCSFileSystem.clear_instance_cache()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-MODULE = Path(__file__).parent / "controlplane"
+MODULE = Path(__file__).parents[1] / "controlplane"
 PACKAGES = {
     "fake-gcs-server": "github.com/fsouza/fake-gcs-server",
     "etcd": "go.etcd.io/etcd/server/v3",

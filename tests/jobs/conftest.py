@@ -1,0 +1,3 @@
+"""Fixtures of the tests of jobs."""
+
+from gcs import gcs, gcs_address  # noqa: F401 (fixtures)
