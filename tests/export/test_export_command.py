@@ -157,5 +157,5 @@ def test_bad_input_is_one_line(store: Store, run: Run) -> None:
     refused(run("--out", "x", "--dtype", "float16"), "float16", "float32 and bfloat16")
     refused(run("--out", "x", "--model", "tokenizer"), "a tokenizer artifact is not a model")
     refused(run("--out", "x", "--model", "ffff"), "no artifact 'ffff'")
-    refused(run("--out", "x", "--store", "elsewhere"), "no trained dpo model in elsewhere")
+    refused(run("--out", "x", "--store", "elsewhere"), "no trained dpo model in ", "elsewhere; train one")
     assert [path.name for path in Path().iterdir()] == ["store"]
