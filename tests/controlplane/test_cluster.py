@@ -406,7 +406,11 @@ with Cluster() as cluster:
 
 def test_nothing_outlives_a_test_process_that_is_killed(cluster: Cluster, tmp_path: Path) -> None:
     here = Path(__file__).parent
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)]), "TMPDIR": str(tmp_path)}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here), str(here.parent / "servers")]),
+        "TMPDIR": str(tmp_path),
+    }
     test = subprocess.Popen([sys.executable, "-c", LONELY], env=env, stdout=subprocess.PIPE, text=True)
     assert test.stdout is not None
     with test.stdout:
