@@ -75,10 +75,14 @@ class Cluster:
             client: a kubernetes.client.ApiClient; None: as the environment says.
 
         Raises:
-            UserError: neither a kubeconfig nor a service account is there.
+            UserError: the package kubernetes is not installed, or neither a kubeconfig nor a service account is there.
         """
-        from kubernetes import client as api
-
+        try:
+            from kubernetes import client as api
+        except ImportError:
+            raise UserError(
+                "run.launcher=gke needs the package kubernetes: install nanocode with its extra `gke`"
+            ) from None
         client = client or _default_client()
         self._namespace = namespace
         self._core: Any = api.CoreV1Api(client)
