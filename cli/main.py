@@ -138,6 +138,18 @@ def up() -> None:
 
 
 @app.command()
+def deploy(
+    pool: Annotated[
+        str, typer.Option(help="local: runs are processes of this machine; gke: runs are Jobs of the cluster.")
+    ] = "local",
+) -> None:
+    """Bring a Prefect server up to date: the work pool, the deployments of prefect.yaml, the automations."""
+    from cli.deploy import deploy as make
+
+    make(pool)
+
+
+@app.command()
 def down() -> None:
     """Stop what `nanocode up` started."""
     from cli.services import down as stop

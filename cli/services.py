@@ -12,11 +12,13 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from cli.deploy import HEARTBEAT_SECONDS, deploy_flows, prepare
 from flows import server
 from nanocode_core.config import PROJECT
 from nanocode_core.errors import UserError
@@ -24,7 +26,6 @@ from nanocode_core.errors import UserError
 POOL = "local"
 PORT = 4200
 _MARK = "# Written by `nanocode up` and removed by `nanocode down`: where this project's Prefect server is.\n"
-_HEARTBEAT_SECONDS = 30
 
 
 def up() -> None:
@@ -37,11 +38,11 @@ def up() -> None:
     given = os.environ.get("PREFECT_API_URL")
     state = server.read_state()
     url = _server(state)
-    server.apply({**server.environment(), "PREFECT_API_URL": url, "NANOCODE_PROJECT": str(PROJECT)})
-    _prepare_server()
+    server.apply({**server.environment(), "PREFECT_API_URL": url})
+    prepare(POOL)
     _worker(state)
     print("deploying prefect.yaml", flush=True)
-    _prefect("deploy", "--all", "--no-prompt")
+    deploy_flows(POOL)
     found = _write_toml(url) and given in (None, url)
     print(f"\nPrefect UI: {url.removesuffix('/api')}\nlogs:       {server.home()}\n")
     print(f"in {PROJECT}:" if found else f"in your shell, after `export PREFECT_API_URL={url}`:")
@@ -53,6 +54,8 @@ def up() -> None:
 def down() -> None:
     """Stop the worker, the runs it has started, and the server."""
     state = server.read_state()
+    if _process(state.get("server")) is not None:
+        _close_pool(str(state.get("url")))
     stopped = [name for name in ("worker", "server") if _stop(state.get(name))]
     server.state_file().unlink(missing_ok=True)
     toml = PROJECT / "prefect.toml"
@@ -98,42 +101,19 @@ def _worker(state: dict[str, Any]) -> None:
     print("starting the worker", flush=True)
     settings = {
         "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_SECONDS),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     }
     process = _detach("worker", ["prefect", "worker", "start", "--pool", POOL, "--type", "process"], settings)
     _remember(state, worker=_mark(process.pid))
 
 
-def _prepare_server() -> None:
-    """The work pool, and an automation that frees the place of a run whose process vanished."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.events.schemas.automations import AutomationCore
-    from prefect.exceptions import ObjectAlreadyExists
-
-    name = "nanocode: a run without heartbeat has crashed"
-    ended = [f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")]
-    automation = {
-        "name": name,
-        "trigger": {
-            "type": "event",
-            "after": ["prefect.flow-run.heartbeat"],
-            "expect": ["prefect.flow-run.heartbeat", *ended],
-            "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "for_each": ["prefect.resource.id"],
-            "posture": "Proactive",
-            "threshold": 1,
-            "within": 3 * _HEARTBEAT_SECONDS,
-        },
-        "actions": [
-            {"type": "change-flow-run-state", "state": "CRASHED", "message": "No sign of life: its process is gone."}
-        ],
-    }
-    with get_client(sync_client=True) as client:
-        with contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        if not client.read_automations_by_name(name):
-            client.create_automation(AutomationCore.model_validate(automation))
+def _close_pool(url: str) -> None:
+    """Let the worker take no more runs: those that end now would be started once more. `up` opens the pool again."""
+    change = urllib.request.Request(
+        f"{url}/work_pools/{POOL}", b'{"is_paused": true}', {"Content-Type": "application/json"}, method="PATCH"
+    )
+    with contextlib.suppress(OSError):  # a server that does not answer gives no runs either
+        urllib.request.urlopen(change, timeout=10).close()
 
 
 def _detach(name: str, module: list[str], settings: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -148,21 +128,6 @@ def _detach(name: str, module: list[str], settings: dict[str, str]) -> "subproce
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-
-
-def _prefect(*arguments: str) -> None:
-    """Run a `prefect` command; what it prints is shown only if it fails."""
-    result = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        cwd=PROJECT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if result.returncode:
-        print(result.stdout, file=sys.stderr)
-        raise UserError(f"`prefect {' '.join(arguments)}` failed (its output is above)")
 
 
 def _write_toml(url: str) -> bool:

@@ -6,7 +6,7 @@ A preset (`presets.py`) fills the fields, `--set section.field=value` or the dep
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -310,11 +310,11 @@ class Eval(Section):
 class GKE(Section):
     """Jobs on Kubernetes (run.launcher=gke)."""
 
-    accelerator: Execution[str] = "v6e-8"
+    accelerator: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_ACCELERATOR") or "v6e-8")
     """What the training stages and the evaluation run on: a slice such as v6e-8, a GPU node such as h100-8, or cpu."""
     hosts: Execution[Positive] = 1
     """Hosts of a job on `cpu`; a slice has as many as it has."""
-    spot: Execution[bool] = True
+    spot: Execution[bool] = Field(default_factory=lambda: os.environ.get("NANOCODE_SPOT", "").lower() != "false")
     """Run on preemptible machines."""
     images: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_IMAGES", ""))
     """Where the images lie: REGION-docker.pkg.dev/PROJECT/nanocode."""
@@ -349,7 +349,9 @@ class Run(Section):
     work: Execution[str | None] = Field(default_factory=lambda: os.environ.get("NANOCODE_WORK") or None)
     """Where a store on gs:// keeps checkpoints and copies of work in progress, gs://other-bucket/prefix: they come
     and go, so a bucket that keeps what was deleted is no place for them; empty: in the store."""
-    launcher: Execution[Literal["local", "gke"]] = "local"
+    launcher: Execution[Literal["local", "gke"]] = Field(
+        default_factory=lambda: cast(Any, os.environ.get("NANOCODE_LAUNCHER") or "local")
+    )
     """Where jobs run: as processes of this machine, or on Kubernetes."""
     lease_seconds: Execution[Annotated[float, Field(ge=2)]] = 60.0
     """A lease that was not renewed for so long may be taken over."""
