@@ -1,4 +1,4 @@
-"""Servers written in Go that tests start: found where they are, else built from published modules into a cache.
+"""Programs written in Go that tests run: found where they are, else built from published modules into a cache.
 
 The versions are those of controlplane/go.mod; a change there builds anew. A test that needs one skips
 where there is neither the program nor a Go toolchain.
@@ -21,7 +21,15 @@ PACKAGES = {
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
     "kube-scheduler": "k8s.io/kubernetes/cmd/kube-scheduler",
     "jobset": "sigs.k8s.io/jobset",
+    "kubectl": "k8s.io/kubernetes/cmd/kubectl",
 }
+DEFINITIONS = {
+    "kueue": ("sigs.k8s.io/kueue@v0.19.1", "config/components/crd/bases"),
+    "prometheus-engine": ("github.com/GoogleCloudPlatform/prometheus-engine@v0.17.2", "charts/operator/crds"),
+}
+"""Where modules keep their CustomResourceDefinitions. Nothing of them is built, so go.mod knows nothing of them:
+their requirements would move the versions of Kubernetes."""
+
 TETHER = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
 """Put before a command, ends its process when the thread that started it ends, however that happens."""
 
@@ -30,7 +38,7 @@ VERSION = "k8s.io/component-base/version"
 
 
 def find_program(name: str) -> str:
-    """The path of a server: of $KUBEBUILDER_ASSETS, of the cache, else built now."""
+    """The path of a program: of $KUBEBUILDER_ASSETS, of the cache, else built now."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and (Path(assets) / name).exists():
         return str(Path(assets) / name)
@@ -50,7 +58,7 @@ def cache() -> Path:
 
 
 def build(name: str, target: Path) -> None:
-    """Build a server; it appears at `target` in one step."""
+    """Build a program; it appears at `target` in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{name}-{os.getpid()}")
     major, minor, _ = kubernetes().split(".")
@@ -62,21 +70,32 @@ def build(name: str, target: Path) -> None:
 
 
 def find_config() -> Path:
-    """JobSet's manifests ("crd", "webhook" ...) from its module, kept beside the programs: a cache may outlive Go."""
-    config = cache() / "jobset-config"
-    if not config.exists():
+    """JobSet's manifests ("crd", "webhook" ...) of the version that is built."""
+    return _manifests("jobset-config", PACKAGES["jobset"], "config/components")
+
+
+def find_definitions(name: str) -> Path:
+    """The directory with the resource definitions of one of DEFINITIONS."""
+    module, source = DEFINITIONS[name]
+    return _manifests(f"{name}-{module.partition('@')[2]}", module, source)
+
+
+def _manifests(name: str, module: str, source: str) -> Path:
+    """Manifests of a module, kept beside the programs under a name: a cache may outlive Go."""
+    kept = cache() / name
+    if not kept.exists():
         if not shutil.which("go"):
-            pytest.skip(f"needs the manifests of JobSet: install Go, which finds them by {MODULE.name}/go.mod")
-        command = ["go", "mod", "download", "-json", PACKAGES["jobset"]]
-        module = json.loads(subprocess.run(command, cwd=MODULE, check=True, capture_output=True).stdout)
-        partial = config.with_name(f".jobset-config-{os.getpid()}")
-        source = Path(module["Dir"], "config", "components")
-        for file in source.rglob("*.yaml"):
-            copy = partial / file.relative_to(source)
+            pytest.skip(f"needs the manifests of {module}: install Go, which finds them")
+        command = ["go", "mod", "download", "-json", module]
+        found = json.loads(subprocess.run(command, cwd=MODULE, check=True, capture_output=True).stdout)
+        partial = kept.with_name(f".{name}-{os.getpid()}")
+        root = Path(found["Dir"], source)
+        for file in root.rglob("*.yaml"):
+            copy = partial / file.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-        os.replace(partial, config)
-    return config
+        os.replace(partial, kept)
+    return kept
 
 
 def kubernetes() -> str:
