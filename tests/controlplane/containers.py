@@ -267,7 +267,8 @@ def enter(base: Path, name: str, directory: str, mounts: list[Mount]) -> str:
     return OUTSIDE.format(
         base=quoted(str(base)),
         hostname=quoted(name),
-        nested="\n".join(f"mount --rbind {quoted(path)} .{quoted(path)}" for path in nested),
+        # One that has gone meanwhile, such as another program's container, is none to miss.
+        nested="\n".join(f"mount --rbind {quoted(path)} .{quoted(path)} || :" for path in nested),
         staged="\n".join(staged),
         inside=quoted(inside),
     )
