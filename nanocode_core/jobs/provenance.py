@@ -15,6 +15,9 @@ from typing import Any
 import nanocode_core
 from nanocode_core.config import PROJECT
 
+COMMIT = "NANOCODE_COMMIT"
+"""The environment variable that names the commit where there is no checkout: docker/Dockerfile sets it."""
+
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "tokenizers", "prefect", "numpy", "pyarrow")
 
 
@@ -109,7 +112,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
+    """The commit that an image was built from (NANOCODE_COMMIT), else that of this checkout.
+
+    With "+" where files differ from it; None where neither is known.
+    """
+    if built := os.environ.get(COMMIT):
+        return built
     try:
         head = subprocess.run(
             ["git", "-C", str(PROJECT), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
