@@ -80,6 +80,15 @@ def test_only_training_and_evaluation_take_the_accelerator() -> None:
     assert pod_of(body)["securityContext"]["runAsNonRoot"]
 
 
+def test_only_what_drives_a_tpu_runs_as_root() -> None:
+    """The images' own user is 1000, so a pod that needs root has to say so."""
+    tpu, other = pod_of(render(spec())), pod_of(render(spec("gke.accelerator=h100-8")))
+    assert tpu["containers"][0]["securityContext"] == {"privileged": True, "runAsUser": 0, "runAsGroup": 0}
+    assert "runAsNonRoot" not in tpu["securityContext"]
+    assert other["securityContext"]["runAsUser"] == 1000
+    assert other["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
 def test_the_name_follows_from_the_fingerprint_and_is_one_of_kubernetes() -> None:
     assert render(spec()) == render(spec())
     name = job_name("synthetic", FINGERPRINT)

@@ -81,7 +81,8 @@ def _pod(spec: JobSpec, placement: Placement, labels: dict[str, str]) -> dict[st
     container["resources"] = {"requests": dict(placement.resources), "limits": dict(placement.resources)}
     if placement.image == "trainer-tpu":
         # The driver locks memory and opens device files; GKE's examples for slices run so.
-        container["securityContext"] = {"privileged": True}
+        # The images' own user could not, whatever the container is granted.
+        container["securityContext"] = {"privileged": True, "runAsUser": 0, "runAsGroup": 0}
     else:
         inner["securityContext"] |= {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
         container["securityContext"] = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
