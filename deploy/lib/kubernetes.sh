@@ -78,6 +78,8 @@ settings() {
         echo "NANOCODE_WORK=$WORK_BUCKET/store"
         echo "NANOCODE_IMAGES=$REGISTRY"
         echo "NANOCODE_TAG=$TAG"
+        echo "NANOCODE_ACCELERATOR=${ACCELERATORS[0]}"
+        [[ ! $ON_DEMAND ]] || echo "NANOCODE_SPOT=false"
         echo "WORKER_IMAGE=$REGISTRY/worker:$TAG"
     )
     say "settings of the overlay: writing $OVERLAY/settings.env"
@@ -90,10 +92,9 @@ settings() {
 }
 
 next_commands() {
-    local set="\"run.launcher=gke\", \"gke.accelerator=${ACCELERATORS[0]}\"${ON_DEMAND:+, \"gke.spot=false\"}"
     say "done; open the Prefect UI (http://127.0.0.1:4200), and start a run in a second terminal:"
     echo
     echo "kubectl --context=$CONTEXT --namespace=nanocode port-forward service/prefect-server 4200:4200"
     echo "PREFECT_API_URL=http://127.0.0.1:4200/api prefect deployment run nanocode/full-speedrun" \
-        "--param preset=d20 --param 'set=[$set]'"
+        "--param preset=d20"
 }
