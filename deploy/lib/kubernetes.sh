@@ -14,7 +14,9 @@ kubernetes_up() {
     secret OPENROUTER_API_KEY
     secret HF_TOKEN
     [[ ! $KUEUE ]] || run "queues" kubectl apply --kustomize=k8s/kueue
-    run "nanocode" kubectl wait deployment --all --for=condition=Available --namespace=nanocode --timeout=15m
+    # A teacher may wait for its machine for hours.
+    run "nanocode" kubectl wait deployment --selector=app.kubernetes.io/component!=teacher --for=condition=Available \
+        --namespace=nanocode --timeout=15m
 }
 
 # Before the cluster goes: a disk that a volume claim holds outlives the cluster, but not its namespace.

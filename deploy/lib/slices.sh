@@ -66,20 +66,20 @@ price() {
     ' "${files[@]}"
 }
 
-# cost NAME: one line, what the accelerator costs while it runs.
+# cost NAME [WHO]: one line, what the accelerator costs while a job (or WHO) has it.
 cost() {
-    local rate spot times='' capacity=spot
+    local rate spot times='' capacity=spot who=${2:-a job}
     slice "$1"
     ((MAX_SLICES == 1)) || times="up to $MAX_SLICES times "
     rate=$(price "$CHIP" on_demand) spot=$(price "$CHIP" spot)
     if [[ ! $rate ]]; then
         say "  $1: prices.toml has no price for $CHIP"
     elif [[ ! $ON_DEMAND && ! $spot ]]; then
-        say "  $1: ${times}less than $(dollars "$CHIPS" "$rate") an hour while a job has it, 0 otherwise" \
+        say "  $1: ${times}less than $(dollars "$CHIPS" "$rate") an hour while $who has it, 0 otherwise" \
             "($CHIPS chips, spot; prices.toml has the price on demand only)"
     else
         [[ $ON_DEMAND ]] && capacity="on demand" || rate=$spot
-        say "  $1: $times$(dollars "$CHIPS" "$rate") an hour while a job has it, 0 otherwise" \
+        say "  $1: $times$(dollars "$CHIPS" "$rate") an hour while $who has it, 0 otherwise" \
             "($CHIPS chips, $capacity, $rate each, price of $(price "$CHIP" date) in prices.toml)"
     fi
 }

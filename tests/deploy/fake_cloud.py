@@ -212,6 +212,14 @@ def kubectl(state, words, flags):
             if f"namespace/{document['namespace']}" not in objects:
                 raise Refused(f"namespaces {document['namespace']!r} not found")
             objects.setdefault(f"secret/{document['name']}", {}).update(document["data"])
+        case ["apply"] if flags.get("kustomize", "").startswith("k8s/teacher/"):
+            if "namespace/nanocode" not in objects:
+                raise Refused("namespaces 'nanocode' not found")
+            objects["teacher"] = flags["kustomize"]
+        case ["delete", kinds] if flags.get("selector") == "app.kubernetes.io/component=teacher":
+            if not {"deployment", "service", "configmap"} <= set(kinds.split(",")):
+                raise Refused("something of the teacher is left")
+            objects.pop("teacher", None)
         case ["apply"] if "kustomize" in flags:
             objects[f"overlay/{flags['kustomize']}"] = Path(flags["kustomize"], "settings.env").read_text()
             objects["namespace/nanocode"] = {}

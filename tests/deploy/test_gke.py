@@ -98,6 +98,8 @@ def dry_run(*arguments, **environment):
         ("up-own", ("up", "--accelerator", "v6e-8", "--on-demand", "--kueue", "--cluster=lab", "--max-slices=2")),
         ("down", ("down",)),
         ("down-all", ("down", "--delete-artifacts")),
+        ("teacher-up", ("teacher", "up", "tpu")),
+        ("teacher-down", ("teacher", "down")),
     ],
 )
 def test_dry_run_is_the_golden_file(name, arguments):
@@ -143,6 +145,10 @@ def test_a_dry_run_is_a_script_that_a_shell_can_read_and_shows_no_secret():
         (("up", *PLACE, "--accelerator=h100-1", "--on-demand"), "spot only"),
         (("pool", "add", *PLACE), "pool takes add or rm"),
         (("pool", "mend", "v6e-8", *PLACE), "pool takes add or rm"),
+        (("teacher", *PLACE), "teacher takes up tpu, up gpu or down"),
+        (("teacher", "up", "cpu", *PLACE), "teacher takes up tpu, up gpu or down"),
+        (("teacher", "up", "tpu", "--accelerator=v6e-16", *PLACE), "teacher takes no --accelerator"),
+        (("teacher", "up", "gpu", "--on-demand", *PLACE), "spot only"),
         (("status", *PLACE), "no --dry-run"),
     ],
 )
@@ -302,7 +308,7 @@ def test_what_another_has_made_is_left_alone(cloud, command):
 
 
 def test_nothing_is_made_or_removed_without_a_yes(cloud):
-    for command in (("up",), ("down",), ("pool", "rm", "v6e-8"), ("images",)):
+    for command in (("up",), ("down",), ("pool", "rm", "v6e-8"), ("teacher", "up", "tpu"), ("images",)):
         if command[0] == "pool":
             cloud.gke("up", *PLACE, "--yes", "--no-images")
         before = len(cloud.changes())
@@ -338,6 +344,22 @@ def test_pools_come_and_go(cloud):
     cloud.gke("pool", "rm", "v6e-16", *PLACE, "--yes")
     cloud.gke("pool", "rm", "h100-8", *PLACE, "--yes")
     assert {key[5:] for key in cloud.things if key.startswith("pool ")} == pools
+
+
+def test_a_teacher_comes_and_goes_and_leaves_nothing_but_its_pool(cloud):
+    up = ("teacher", "up", "gpu", *PLACE, "--yes")
+    assert "make it with deploy/gke up" in cloud.gke(*up, code=2)
+    cloud.gke("up", *PLACE, "--yes", "--no-images")
+    before = cloud.state
+    assert "h100-1: less than 3.00 an hour while the teacher has it" in cloud.gke(*up)
+    made = cloud.state
+    assert made["cluster"]["teacher"] == "k8s/teacher/gpu"
+    assert ": making" not in cloud.gke(*up)
+    assert cloud.state == made
+    cloud.gke("teacher", "down", *PLACE, "--yes")
+    left = cloud.state
+    assert left["things"].keys() - before["things"].keys() == {"pool h100-1"}
+    assert left["cluster"] == before["cluster"]
 
 
 def test_status_says_what_is_there_and_what_it_costs(cloud):
