@@ -1,11 +1,26 @@
-"""What of k8s/ the tests install in the cluster."""
+"""What of k8s/ the tests install in the cluster, and what kustomize makes of it."""
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
 
 import yaml
-from cluster import Cluster
+from api import Object, Refused
+from cluster import Cluster, wait_for
+from programs import find_definitions, find_program
 
 from nanocode_core.config import PROJECT
 
 NAMESPACE = "nanocode"
+SETTINGS = """\
+NANOCODE_STORE=gs://project-nanocode/store
+NANOCODE_WORK=gs://project-nanocode-work
+NANOCODE_IMAGES=region-docker.pkg.dev/project/nanocode
+NANOCODE_TAG=0123456
+WORKER_IMAGE=region-docker.pkg.dev/project/nanocode/worker:0123456
+"""
 
 
 def install_accounts(cluster: Cluster) -> None:
@@ -14,3 +29,37 @@ def install_accounts(cluster: Cluster) -> None:
     for document in documents:
         document["metadata"]["namespace"] = NAMESPACE
     cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}, *documents])
+
+
+@functools.cache
+def build(name: str) -> tuple[Object, ...]:
+    """The documents of a directory of k8s/ ("overlays/gke"), built as deploy/gke does it, in a copy."""
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(directory, "k8s")
+        shutil.copytree(PROJECT / "k8s", copy)
+        (copy / "overlays" / "gke" / "settings.env").write_text(SETTINGS)
+        command = [find_program("kubectl"), "kustomize", str(copy / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return tuple(yaml.safe_load_all(done.stdout))
+
+
+def install_definitions(cluster: Cluster) -> None:
+    """The resource definitions of Kueue and of Google's managed Prometheus, without their controllers."""
+    for name, example in {"kueue": "LocalQueue", "prometheus-engine": "PodMonitoring"}.items():
+        found = [yaml.safe_load(file.read_text()) for file in sorted(find_definitions(name).glob("*.yaml"))]
+        cluster.apply(found)
+        (version,) = {
+            f"{one['spec']['group']}/{item['name']}"
+            for one in found
+            for item in one["spec"]["versions"]
+            if one["spec"]["names"]["kind"] == example and item["storage"]
+        }
+        wait_for(lambda version=version, example=example: _knows(cluster, version, example), f"{example}", 60)
+
+
+def _knows(cluster: Cluster, version: str, kind: str) -> bool:
+    try:
+        return bool(cluster.api.resource(version, kind))
+    except Refused:
+        return False
