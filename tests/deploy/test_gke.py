@@ -255,7 +255,7 @@ def test_up_makes_it_once_and_down_removes_it(cloud):
         f"NANOCODE_WORK={WORK}/store",
         "NANOCODE_IMAGES=us-east5-docker.pkg.dev/my-project/nanocode",
         f"NANOCODE_TAG={commit.stdout.strip()}",
-        "NANOCODE_ACCELERATOR=v6e-8",
+        "NANOCODE_ACCELERATOR=v6e-16",
         f"WORKER_IMAGE=us-east5-docker.pkg.dev/my-project/nanocode/worker:{commit.stdout.strip()}",
     ]
 
