@@ -146,6 +146,7 @@ class Container:
         mounts = [*mounts, Mount(self.message, target)]
         directory = self.spec.get("workingDir", "/")
         if host.isolate:
+            mounts += hidden(mounts, env)
             script = enter(base, hostname(pod), directory, mounts)
             command = ["/bin/sh", "-c", script, "sh", *command]
             spaces = ["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child=SIGKILL"]
@@ -249,6 +250,13 @@ class Container:
             lines = self.log.read_text(errors="replace").splitlines()[-80:]
             words = "\n".join(line.split(" ", 3)[3] for line in lines)[-2048:]
         return words
+
+
+def hidden(mounts: list[Mount], env: dict[str, str]) -> list[Mount]:
+    """What an image holds in our case, where a volume would hide it: a checkout may lie under /tmp."""
+    places = [sys.prefix, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
+    targets = [Path(mount.target) for mount in mounts]
+    return [Mount(Path(place), place) for place in places if any(each in Path(place).parents for each in targets)]
 
 
 def enter(base: Path, name: str, directory: str, mounts: list[Mount]) -> str:
