@@ -47,11 +47,15 @@ $(READY): requirements.lock pyproject.toml
 tpu: $(READY)  ## libtpu: to train on a TPU, and for `nanocode plan` to compile for one anywhere (200 MB)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-tpu.lock
 
+COMPILE = $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
+AS_LOCKED = $(COMPILE) --constraint requirements.lock
+
 lock: $(READY)  ## after a change of the dependencies in pyproject.toml
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --extra dev --extra gke pyproject.toml --output-file requirements.lock
-	echo 'libtpu==0.0.42.*' | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-emit-find-links - --output-file requirements-tpu.lock
+	$(COMPILE) --extra dev --extra gke pyproject.toml --output-file requirements.lock
+	echo 'libtpu==0.0.42.*' | $(COMPILE) - --output-file requirements-tpu.lock
+	echo 'jax[cuda12]' | $(AS_LOCKED) - --output-file requirements-cuda.lock
+	$(AS_LOCKED) --extra gke pyproject.toml --output-file docker/worker.lock
+	$(AS_LOCKED) --excludes docker/trainer-excludes.txt pyproject.toml --output-file docker/trainer.lock
 
 clean:  ## remove the environment; the store stays
 	rm -rf $(VENV) *.egg-info
