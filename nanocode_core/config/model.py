@@ -334,7 +334,7 @@ class GKE(Section):
     queue: Execution[str | None] = None
     """Kueue's LocalQueue that admits the jobs; empty: none."""
     priority: Execution[str | None] = None
-    """PriorityClass of the pods."""
+    """PriorityClass of the pods; in a queue, Kueue's WorkloadPriorityClass of the job."""
     environment: Execution[dict[str, str]] = Field(default_factory=dict)
     """Further variables of the jobs."""
     crashes: Execution[Positive] = 3

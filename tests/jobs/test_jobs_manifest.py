@@ -108,10 +108,15 @@ def test_the_spec_arrives_as_it_was_given_dollars_and_all() -> None:
 
 
 def test_queue_priority_account_and_secret() -> None:
-    body = render(spec("gke.queue=tpus", "gke.priority=low", stage="synthetic", accelerated=False))
+    body = render(spec("gke.priority=low", stage="synthetic", accelerated=False))
     pod = pod_of(body)
-    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "tpus"
     assert pod["priorityClassName"] == "low"
+    assert not any("kueue" in label for label in body["metadata"]["labels"])
+    # In a queue the priority is the queue's, and no PriorityClass of that name has to exist.
+    queued = render(spec("gke.queue=tpus", "gke.priority=urgent"))
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "tpus"
+    assert queued["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "urgent"
+    assert "priorityClassName" not in pod_of(queued)
     assert pod["serviceAccountName"] == "nanocode-trainer"
     assert not pod["automountServiceAccountToken"]
     assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "nanocode-secrets", "optional": True}}]

@@ -23,7 +23,7 @@ PORT = 8476
 """Where host 0 waits for the others (jax.distributed)."""
 STAGE, FINGERPRINT, JOB, RUN = "nanocode/stage", "nanocode/fingerprint", "nanocode/job", "nanocode/run"
 """Labels; JOB is on the pods too, RUN names the Prefect run that follows the job."""
-QUEUE = "kueue.x-k8s.io/queue-name"
+QUEUE, QUEUE_PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 WITH_SECRETS = ("corpus", "synthetic", "eval")
 """Stages that may talk to others: the hub, a teacher, a judge."""
@@ -50,7 +50,11 @@ def render(spec: JobSpec, run: str | None = None) -> dict[str, Any]:
     name = job_name(spec.stage, spec.fingerprint)
     labels = {STAGE: spec.stage, FINGERPRINT: spec.fingerprint, JOB: name, **({RUN: run} if run else {})}
     body["metadata"] |= {"name": name, "namespace": settings.namespace}
-    body["metadata"]["labels"] |= labels | ({QUEUE: settings.queue} if settings.queue else {})
+    body["metadata"]["labels"] |= labels
+    if settings.queue:
+        body["metadata"]["labels"] |= {QUEUE: settings.queue}
+        if settings.priority:
+            body["metadata"]["labels"] |= {QUEUE_PRIORITY: settings.priority}
     pod = _pod(spec, placement, labels)
     if not several:
         body["spec"]["template"] = pod
@@ -74,7 +78,7 @@ def _pod(spec: JobSpec, placement: Placement, labels: dict[str, str]) -> dict[st
     inner["tolerations"] += [
         {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"} for key, value in placement.tolerated
     ]
-    if settings.priority:
+    if settings.priority and not settings.queue:
         inner["priorityClassName"] = settings.priority
     prefix = f"{settings.images.rstrip('/')}/" if settings.images else ""
     container["image"] = f"{prefix}{placement.image}:{settings.tag}"
