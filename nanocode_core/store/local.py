@@ -237,12 +237,16 @@ def suppress_errno(*numbers: int) -> Iterator[None]:
 
 
 def rmtree(path: Path) -> None:
-    """Remove a directory tree that may be absent, or be removed by others at the same time."""
+    """Remove a directory tree that may be absent, or be removed or (a heartbeat's file) written to by others."""
 
     def check(function: Any, name: str, info: Any) -> None:
         if not isinstance(info[1], FileNotFoundError):
             raise info[1]
 
+    for _ in range(10):
+        with suppress_errno(errno.ENOTEMPTY, errno.EEXIST):
+            shutil.rmtree(path, onerror=check)
+            return
     shutil.rmtree(path, onerror=check)
 
 

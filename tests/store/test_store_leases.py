@@ -2,7 +2,6 @@ import fcntl
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -14,6 +13,7 @@ from store_helpers import put, python
 from nanocode_core.errors import LeaseLost, StorageError
 from nanocode_core.store import Files, Store
 from nanocode_core.store.leases import Holding, Owner, acquire, live_owner
+from nanocode_core.store.local import rmtree
 
 fork = multiprocessing.get_context("forkserver")
 PATH = "work/sft/ab12/lease.json"
@@ -203,7 +203,7 @@ def test_no_heartbeat_brings_a_cleared_directory_back(tmp_path):
         with store.lease("sft", key, 0.02 if number % 2 else 0.04, lost=lambda reason: None):
             work = store.work_dir("sft", key)
             time.sleep(0.01)
-            shutil.rmtree(work, ignore_errors=True)
+            rmtree(work)
         assert not work.exists()
 
 
