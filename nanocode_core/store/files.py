@@ -142,13 +142,17 @@ class Files:
         except FileNotFoundError as error:
             if missing:
                 raise FileNotFoundError(f"{path} is not in {self.root}") from None
-            raise storage_error(error, self.root, path, doing) from error
+            raise self._failure(error, path, doing) from error
         except OSError as error:
-            raise storage_error(error, self.root, path, doing) from error
+            raise self._failure(error, path, doing) from error
         except Exception as error:
             if self.directory is not None or isinstance(error, _BUGS):
                 raise
-            raise storage_error(error, self.root, path, doing) from error
+            raise self._failure(error, path, doing) from error
+
+    def _failure(self, error: Exception, path: str, doing: str) -> StorageError:
+        who = "this process" if isinstance(self._backend, LocalDirectory) else self._backend.principal()
+        return storage_error(error, self.root, path, doing, who)
 
 
 def _remote(root: str) -> "RemoteFolder":

@@ -4,26 +4,33 @@ An object appears whole or not at all, because every write here is one upload of
 streamed `fs.open(url, "wb")`, which publishes a cut-off object when its `with` block raises, is not
 used. On gs:// create-only and compare-and-swap are decided by the server (object generations). A
 response may get lost after the write has landed and the retry then meets its own object, so a
-conflict is read back: equal content is a success. Other filesystems have no compare-and-swap: there
+conflict is read back: equal content is a success. What is read from gs:// is compared with the checksum
+that the server keeps, and read again where it differs: the clients trust an answer that was cut short
+on its way. Other filesystems have no compare-and-swap: there
 a lock of this process stands in, which serves tests and single-process use.
 """
 
+import base64
 import hashlib
+import io
 import logging
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from nanocode_core.errors import StorageError
 from nanocode_core.store.failures import CHOOSE
 from nanocode_core.store.local import Content, Paths, replacing
 from nanocode_core.store.parallel import side_by_side
+from nanocode_core.store.principal import name_of
 
 BLOCK_SIZE = 32 * 2**20
 """Bytes a request of a large upload; more than twice as fast as gcsfs's 5 MiB."""
 RETRY_SECONDS = 30.0
 """Time limit for one compare-and-swap, retries included."""
+TRIES = 5
+"""How often an object is read that arrives damaged."""
 
 _process_lock = threading.RLock()
 
@@ -126,6 +133,10 @@ class RemoteFolder:
             self.delete(path)
             return True
 
+    def principal(self) -> str:
+        """Who we are there, for messages."""
+        return "this process"
+
     def _current(self, path: str) -> str | None:
         try:
             return self.read_versioned(path)[1]
@@ -159,34 +170,20 @@ class Bucket(RemoteFolder):
 
     def read(self, path: str) -> bytes:
         """The content of an object."""
-        try:
-            return super().read(path)
-        except FileNotFoundError:
-            self._require_bucket()
-            raise
+        return self.read_versioned(path)[0]
 
     def read_versioned(self, path: str) -> tuple[bytes, str]:
         """The content of an object and its generation."""
-        from google.api_core.exceptions import NotFound, PreconditionFailed
-
-        for _ in range(20):
-            blob = self._bucket().get_blob(self._name(path))
-            if blob is None:
-                self._require_bucket()
-                raise FileNotFoundError(path)
-            try:
-                data: bytes = blob.download_as_bytes(if_generation_match=blob.generation)
-                return data, str(blob.generation)
-            except (NotFound, PreconditionFailed):
-                continue  # replaced between the two requests
-        raise StorageError(f"store {self._root}: {path} changes faster than it can be read; run again")
+        content = io.BytesIO()
+        generation = self._receive(path, content)
+        return content.getvalue(), generation
 
     def exists(self, path: str) -> bool:
         """Whether there is an object."""
-        there = super().exists(path)
-        if not there:
-            self._require_bucket()
-        return there
+        if self._bucket().get_blob(self._name(path)) is not None:
+            return True
+        self._require_bucket()
+        return False
 
     def list(self, folder: str) -> Paths:
         """The paths of all objects below a folder, sorted."""
@@ -211,11 +208,8 @@ class Bucket(RemoteFolder):
 
     def download(self, path: str, target: Path) -> None:
         """Copy an object to the local file `target`."""
-        try:
-            super().download(path, target)
-        except FileNotFoundError:
-            self._require_bucket()
-            raise
+        with replacing(target) as partial, partial.open("w+b") as file:
+            self._receive(path, file)
 
     def compare_and_swap(self, path: str, expected: str | None, data: bytes) -> str | None:
         """Put `data` if the object is at generation `expected` (None: absent); the new one, or None."""
@@ -249,6 +243,39 @@ class Bucket(RemoteFolder):
         except (NotFound, PreconditionFailed):
             return False
         return True
+
+    def principal(self) -> str:
+        """The principal behind the credentials."""
+        return name_of(getattr(self._fs.credentials, "credentials", None))
+
+    def _receive(self, path: str, target: BinaryIO) -> str:
+        """Write the content of an object to `target`, compared with the server's crc32c; returns its generation."""
+        from google.api_core.exceptions import GoogleAPICallError
+        from google.cloud.storage.exceptions import DataCorruption
+
+        for _ in range(TRIES):
+            target.seek(0)
+            target.truncate()
+            blob = self._bucket().blob(self._name(path))
+            try:
+                blob.download_to_file(target)
+                if blob.crc32c is None:  # not told with an answer that is the rest of one which broke off
+                    blob.reload()
+            except DataCorruption:
+                continue
+            except GoogleAPICallError as error:
+                if error.code not in (404, 410):
+                    raise
+                if target.tell():  # it was replaced after its first bytes had come
+                    continue
+                self._require_bucket()
+                raise FileNotFoundError(path) from None
+            if _crc32c(target) == blob.crc32c:
+                return str(blob.generation)
+        raise StorageError(
+            f"store {self._root}: {path} arrived damaged {TRIES} times in a row (its crc32c differs); see to the "
+            "network and run the same command again"
+        )
 
     def _bucket(self) -> Any:
         with self._lock:
@@ -287,6 +314,17 @@ def _set_other_clients() -> None:
 
     for name in ("gcs", "gs"):
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+
+
+def _crc32c(file: BinaryIO) -> str:
+    """The checksum of a file as Google Cloud Storage writes it."""
+    from google_crc32c import Checksum
+
+    checksum: Any = Checksum()  # type: ignore[no-untyped-call]
+    file.seek(0)
+    while chunk := file.read(2**20):
+        checksum.update(chunk)
+    return base64.b64encode(checksum.digest()).decode()
 
 
 def _retry() -> Any:

@@ -11,6 +11,7 @@ the CPU it has been copied to the host by then, and the CPU runtime lets no buff
 a host array still refers (tests/training/test_checkpoints.py holds it to that).
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,6 +27,12 @@ from nanocode_core.errors import UserError
 from nanocode_core.store.files import Files
 from nanocode_core.training.distributed import processes, require_shared, share
 from nanocode_core.training.manifest import MANIFEST, REFUSED, Damaged, Saved, refuse, remove, seal, verify
+
+TRIES = 3
+"""How often a checkpoint on gs:// is read whose bytes do not arrive whole."""
+_REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
+_STORAGE = (*_REFUSED, "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED")
+"""How the messages of tensorstore's ValueErrors begin that are about the storage, not about what is stored."""
 
 
 class Checkpoints:
@@ -134,8 +141,10 @@ class Checkpoints:
         place = self._place(step)
         with self._files.guard("read", str(step)):
             try:
-                flat = self._writer.restore(place, args=self._ocp.args.PyTreeRestore(target, restore_args=arguments))
+                flat = self._read(place, self._ocp.args.PyTreeRestore(target, restore_args=arguments))
             except (ValueError, KeyError) as error:
+                if str(error).startswith(_STORAGE):
+                    raise
                 reason = str(error).strip().partition("\n")[0][:200]
                 raise UserError(
                     f"checkpoint {place} does not fit this model and optimizer ({reason}); it is of another version "
@@ -143,11 +152,23 @@ class Checkpoints:
                 ) from error
         return jax.tree.unflatten(jax.tree.structure(like), [flat[name] for name in names])
 
+    def _read(self, place: str, arguments: Any) -> Any:
+        """Restore, again where the storage has given fewer bytes than it has: the files are verified by now."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self._writer.restore(place, args=arguments)
+            except ValueError as error:
+                if not left or "://" not in place or str(error).startswith(_REFUSED):
+                    raise
+                self._log(f"checkpoint {place} could not be read, trying again: {str(error)[:200]}")
+        raise AssertionError
+
     def close(self) -> None:
         """Wait for what is being written, without raising, and release Orbax's threads."""
         if self._thread is not None:
             self._thread.join()
-        self._writer.close()
+        with contextlib.suppress(Exception):  # `wait` raises it, where an earlier error is not on its way already
+            self._writer.close()
 
     def _complete(self, saved: Saved) -> None:
         """The thread: wait for Orbax, write the manifest, remove what is too old."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import fsspec
 import pytest
+from faults import FaultProxy, fault_proxy
 from programs import find_program
 
 
@@ -57,6 +58,7 @@ def environment(address: str) -> dict[str, str]:
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",  # tensorstore looks for no other
         "GOOGLE_CLOUD_PROJECT": "test",
         "NO_GCE_CHECK": "true",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # read at the import; else gcsfs asks another API, for minutes
     }
 
 
@@ -70,13 +72,27 @@ def gcs_address() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def gcs(gcs_address: str) -> Iterator[str]:
     """The same, and gs:// leads there in this module."""
-    from gcsfs.core import GCSFileSystem
+    with leading_to(gcs_address):
+        yield gcs_address
 
+
+@pytest.fixture
+def faulty(gcs_address: str) -> Iterator[FaultProxy]:
+    """A proxy before that server, and gs:// leads to it in this test: see `FaultProxy` for what it can do."""
+    with fault_proxy(gcs_address) as proxy, leading_to(proxy.address):
+        yield proxy
+
+
+@contextmanager
+def leading_to(address: str) -> Iterator[None]:
+    """In this process and its children gs:// leads to the server at `address`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(gcs_address).items():
+        for name, value in environment(address).items():
             patch.setenv(name, value)
+        from gcsfs.core import GCSFileSystem
+
         for name in ("gcs", "gs"):
             patch.setitem(fsspec.config.conf, name, {"token": "anon"})
         GCSFileSystem.clear_instance_cache()
-        yield gcs_address
+        yield
         GCSFileSystem.clear_instance_cache()

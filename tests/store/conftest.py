@@ -3,7 +3,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from gcs import gcs, gcs_address  # noqa: F401 (fixtures)
+from gcs import faulty, gcs, gcs_address  # noqa: F401 (fixtures)
 
 from nanocode_core.store import Store
 

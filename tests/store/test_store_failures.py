@@ -1,54 +1,30 @@
 import errno
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from faults import PRINCIPAL
+from google.auth import compute_engine, credentials, identity_pool
+from google.oauth2 import credentials as user_credentials
+from google.oauth2 import service_account
 
 from nanocode_core.errors import StorageError
 from nanocode_core.store import Files
 from nanocode_core.store.failures import storage_error
+from nanocode_core.store.principal import name_of
 
 
-class Refuse(BaseHTTPRequestHandler):
-    """Answers 403 to every request, as Google does to a principal without a role on the bucket."""
-
-    def refuse(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        text = "bot@project.iam does not have storage.objects access to the object."
-        body = json.dumps({"error": {"code": 403, "message": text}}).encode()
-        self.send_response(403)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_POST = do_PUT = do_DELETE = refuse  # noqa: N815
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def forbidden(monkeypatch):
-    import fsspec
-    from gcsfs.core import GCSFileSystem
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
-    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-    GCSFileSystem.clear_instance_cache()
-    yield Files("gs://bucket/store")
-    GCSFileSystem.clear_instance_cache()
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_forbidden_is_never_taken_for_not_there(forbidden, tmp_path):
+@pytest.mark.parametrize(
+    ("told", "who"),
+    [
+        (f"{PRINCIPAL} does not have storage.objects.get access to the Google Cloud Storage object.", PRINCIPAL),
+        ("Anonymous caller does not have storage.objects.get access to the object.", "an anonymous caller"),
+        ("Caller does not have storage.objects.get access to the object.", "an anonymous caller"),  # as here
+        ("Access denied.", "an anonymous caller"),
+    ],
+)
+@pytest.mark.parametrize("of", ["object", "bucket"])
+def test_forbidden_is_never_taken_for_not_there(faulty, tmp_path, told, who, of):
+    faulty.refuse("bucket/store/a/b" if of == "object" else "bucket/", message=told)
+    forbidden = Files("gs://bucket/store")
     source = tmp_path / "source"
     source.write_bytes(b"x")
     acts = {
@@ -72,12 +48,37 @@ def test_forbidden_is_never_taken_for_not_there(forbidden, tmp_path):
         for call in calls:
             with pytest.raises(StorageError) as caught:
                 call()
+            what = "objects below store/a/b" if doing == "list" else "object store/a/b"
             text = str(caught.value)
-            assert f"no permission to {doing} object store/a/b in bucket bucket" in text
-            assert "the principal lacks it" in text
-            assert "does not have storage.objects access" in text
+            assert f"{who} has no permission to {doing} {what} in bucket bucket" in text
             assert "\n" not in text
     assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("holder", "name"),
+    [
+        (None, "an anonymous caller"),
+        (credentials.AnonymousCredentials(), "an anonymous caller"),
+        (service_account.Credentials(None, PRINCIPAL, "https://oauth2.googleapis.com/token"), PRINCIPAL),
+        (compute_engine.Credentials(PRINCIPAL), PRINCIPAL),
+        (compute_engine.Credentials(), "this machine's service account"),
+        (compute_engine.Credentials("my-project.svc.id.goog"), "service account (Workload Identity of my-project.svc"),
+        (user_credentials.Credentials("token"), "the account of `gcloud auth application-default login`"),
+        (user_credentials.Credentials("token", account="ada@example.com"), "ada@example.com"),
+        (
+            identity_pool.Credentials(
+                "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/providers/q",
+                "urn:ietf:params:oauth:token-type:jwt",
+                "https://sts.googleapis.com/v1/token",
+                {"file": "/token"},
+            ),
+            "a federated identity of iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/p/prov",
+        ),
+    ],
+)
+def test_credentials_have_a_name(holder, name):
+    assert name in name_of(holder)
 
 
 @pytest.mark.parametrize(
