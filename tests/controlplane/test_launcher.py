@@ -127,6 +127,13 @@ def test_a_crash_loop_stops_after_three_without_progress(world: World, node: str
     wait_for(lambda: world.asked.state("Job", world.name(spec)) is None, "the job's end", 60)
 
 
+def test_an_out_of_memory_kill_says_so(world: World, node: str) -> None:
+    spec = world.spec("swallow", "gke.crashes=1")
+    with pytest.raises(JobFailed, match=r"ran out of memory \(OOMKilled\): give it more, or a larger accelerator"):
+        world.launch(spec)
+    wait_for(lambda: world.asked.state("Job", world.name(spec)) is None, "the job's end", 60)
+
+
 def test_why_a_pod_waits_is_told_within_a_minute(world: World, agent: Agent) -> None:
     spec = world.spec("write", "seed=8")
     thread = world.begin(spec)

@@ -67,3 +67,11 @@ def sleep_with_child(job):
 def vanish(job):
     """End without a word, as an interpreter does that can't go on."""
     os._exit(1)
+
+
+def swallow(job):
+    """Take more memory than any machine of the tests lends."""
+    taken = []
+    while True:
+        taken.append(bytearray(b"x") * 2**26)
+        time.sleep(0.02)
