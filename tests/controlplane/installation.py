@@ -21,6 +21,10 @@ NANOCODE_IMAGES=region-docker.pkg.dev/project/nanocode
 NANOCODE_TAG=0123456
 WORKER_IMAGE=region-docker.pkg.dev/project/nanocode/worker:0123456
 """
+KINDS = {
+    "kueue": ("resourceflavors", "clusterqueues", "localqueues", "workloadpriorityclasses"),
+    "prometheus-engine": ("podmonitorings",),
+}
 
 
 def install_accounts(cluster: Cluster) -> None:
@@ -45,17 +49,14 @@ def build(name: str) -> tuple[Object, ...]:
 
 
 def install_definitions(cluster: Cluster) -> None:
-    """The resource definitions of Kueue and of Google's managed Prometheus, without their controllers."""
-    for name, example in {"kueue": "LocalQueue", "prometheus-engine": "PodMonitoring"}.items():
-        found = [yaml.safe_load(file.read_text()) for file in sorted(find_definitions(name).glob("*.yaml"))]
-        cluster.apply(found)
-        (version,) = {
-            f"{one['spec']['group']}/{item['name']}"
-            for one in found
-            for item in one["spec"]["versions"]
-            if one["spec"]["names"]["kind"] == example and item["storage"]
-        }
-        wait_for(lambda version=version, example=example: _knows(cluster, version, example), f"{example}", 60)
+    """The resource definitions of Kueue and of Google's managed Prometheus that k8s/ needs, without controllers."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # they are long
+    files = [next(find_definitions(name).glob(f"*_{kind}.yaml")) for name, kinds in KINDS.items() for kind in kinds]
+    definitions = cluster.apply([yaml.load(file.read_text(), loader) for file in files])
+    for spec in (one["spec"] for one in definitions):
+        (version,) = [item["name"] for item in spec["versions"] if item["storage"]]
+        known = (f"{spec['group']}/{version}", spec["names"]["kind"])
+        wait_for(lambda known=known: _knows(cluster, *known), known[1], 60)
 
 
 def _knows(cluster: Cluster, version: str, kind: str) -> bool:
