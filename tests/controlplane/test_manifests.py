@@ -1,47 +1,22 @@
-"""What we would send to a cluster, judged by a real API server: every job, every overlay, every permission."""
-
-import shutil
-import subprocess
-from pathlib import Path
+"""What we would send to a cluster, judged by a real API server: every job, every permission."""
 
 import pytest
-import yaml
 from cluster import Cluster
+from installation import build
 from kubernetes.client import ApiClient, AuthorizationV1Api
 
-from nanocode_core.config import PROJECT, load_config
+from nanocode_core.config import load_config
 from nanocode_core.jobs.gke.manifest import render
 from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.planning.accelerators import accelerators
 
 pytestmark = [pytest.mark.k8s]
 
-SETTINGS = """\
-NANOCODE_STORE=gs://project-nanocode/store
-NANOCODE_WORK=gs://project-nanocode-work
-NANOCODE_IMAGES=region-docker.pkg.dev/project/nanocode
-NANOCODE_TAG=0123456
-WORKER_IMAGE=region-docker.pkg.dev/project/nanocode/worker:0123456
-"""
-
-
-def build(overlay: str, directory: Path) -> list[dict]:
-    """The documents of an overlay, built as deploy/gke does it, in a copy of k8s/."""
-    if not shutil.which("kubectl"):
-        pytest.skip("needs kubectl, which builds the overlays: install it from Kubernetes or the Google Cloud CLI")
-    shutil.copytree(PROJECT / "k8s", directory / "k8s")
-    (directory / "k8s" / "overlays" / "gke" / "settings.env").write_text(SETTINGS)
-    command = ["kubectl", "kustomize", str(directory / "k8s" / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
 
 @pytest.fixture(scope="module")
-def installed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def installed(cluster: Cluster) -> list[dict]:
     """The overlay of GKE, applied."""
-    documents = build("gke", tmp_path_factory.mktemp("gke"))
-    documents.sort(key=lambda document: document["kind"] != "Namespace")
+    documents = sorted(build("overlays/gke"), key=lambda document: document["kind"] != "Namespace")
     # Its pods have no images here.
     cluster.apply([document for document in documents if document["kind"] != "Deployment"])
     cluster.apply([document for document in documents if document["kind"] == "Deployment"], dry_run=True)
@@ -65,19 +40,6 @@ def test_the_server_takes_a_job_for_every_accelerator(cluster: Cluster, installe
         body = render(spec, run="7d7f3f6e-0000-4000-8000-000000000000")
         (made,) = cluster.apply([body], dry_run=True)
         assert made["kind"] == body["kind"]
-
-
-@pytest.mark.parametrize("overlay", ["dev", "gke"])
-def test_the_overlays_are_valid(cluster: Cluster, installed: list[dict], overlay: str, tmp_path: Path) -> None:
-    documents = build(overlay, tmp_path)
-    assert {"Deployment", "Role", "NetworkPolicy", "PodDisruptionBudget"} <= {item["kind"] for item in documents}
-    for item in documents:
-        if item["kind"] == "Deployment":
-            pod = item["spec"]["template"]["spec"]
-            for container in [*pod.get("initContainers", []), *pod["containers"]]:
-                assert ":" in container["image"], "an image without a tag"
-                assert {"requests", "limits"} <= container["resources"].keys()
-    cluster.apply(documents, dry_run=True)
 
 
 ALLOWED = {
