@@ -6,7 +6,15 @@ class UserError(Exception):
 
 
 class StorageError(Exception):
-    """The store could not be read or written. Never to be taken for "not there"."""
+    """The store could not be read or written. Never to be taken for "not there".
+
+    Attributes:
+        lasting: whether somebody has to act: a permission, credentials, a bucket or room on a disk is missing.
+    """
+
+    def __init__(self, message: str, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class CorruptArtifact(UserError):

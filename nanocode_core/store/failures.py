@@ -34,7 +34,7 @@ def storage_error(error: Exception, root: str, path: str, doing: str, principal:
     number = error.errno if isinstance(error, OSError) else None
     place = _place(error, root, path)
     if number in _FULL:
-        return StorageError(f"the disk is full (writing {place}): free some space and {AGAIN}")
+        return StorageError(f"the disk is full (writing {place}): free some space and {AGAIN}", lasting=True)
     detail = _one_line(error)
     local = "://" not in root or (number is not None and getattr(error, "filename", None) is not None)
     if not local:
@@ -43,10 +43,9 @@ def storage_error(error: Exception, root: str, path: str, doing: str, principal:
         if type(error).__module__.startswith("google.auth"):
             return StorageError(
                 f"store {root}: no usable Google credentials; run `gcloud auth application-default login`, "
-                f"or {CHOOSE} ({detail})"
+                f"or {CHOOSE} ({detail})",
+                lasting=True,
             )
-        if isinstance(error, FileNotFoundError):
-            return StorageError(f"store {root}: its bucket does not exist; create it, or {CHOOSE}")
         return StorageError(f"store {root}: could not {doing} {path} ({detail}); see to the network and {AGAIN}")
     if number in _REFUSED:
         can = "readable" if doing in ("read", "list") else "writable"
@@ -74,7 +73,8 @@ def _denied(error: Exception, root: str, path: str, doing: str, principal: str) 
     object_ = f"objects below {name or '/'}" if doing == "list" else f"object {name}"
     return StorageError(
         f"store {root}: {principal} has no permission to {doing} {object_} in bucket {bucket}{what}: grant it "
-        f"roles/storage.objectUser on the bucket, or {CHOOSE}"
+        f"roles/storage.objectUser on the bucket, or {CHOOSE}",
+        lasting=True,
     )
 
 

@@ -151,8 +151,14 @@ class Files:
             raise self._failure(error, path, doing) from error
 
     def _failure(self, error: Exception, path: str, doing: str) -> StorageError:
-        who = "this process" if isinstance(self._backend, LocalDirectory) else self._backend.principal()
-        return storage_error(error, self.root, path, doing, who)
+        if isinstance(self._backend, LocalDirectory):
+            return storage_error(error, self.root, path, doing)
+        if isinstance(error, FileNotFoundError):
+            try:
+                self._backend.require_bucket()
+            except StorageError as missing:
+                return missing
+        return storage_error(error, self.root, path, doing, self._backend.principal())
 
 
 def _remote(root: str) -> "RemoteFolder":

@@ -23,13 +23,15 @@ from typing import Any
 import jax
 
 from nanocode_core.config.model import Checkpoints as CheckpointsConfig
-from nanocode_core.errors import UserError
+from nanocode_core.errors import StorageError, UserError
 from nanocode_core.store.files import Files
 from nanocode_core.training.distributed import processes, require_shared, share
 from nanocode_core.training.manifest import MANIFEST, REFUSED, Damaged, Saved, refuse, remove, seal, verify
 
-TRIES = 3
+TRIES = 10
 """How often a checkpoint on gs:// is read whose bytes do not arrive whole."""
+MISSES = 5
+"""So many saves in a row may fail for want of the network: training goes on meanwhile."""
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORAGE = (*_REFUSED, "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED")
 """How the messages of tensorstore's ValueErrors begin that are about the storage, not about what is stored."""
@@ -66,6 +68,7 @@ class Checkpoints:
         )
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._misses = 0
         self._newest: Saved | None = None
         self._saved_at = time.monotonic()
 
@@ -110,8 +113,13 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         if self.last_good() == step:
             return
-        with self._files.guard("write", str(step)):
-            self._writer.save(self._place(step), args=self._ocp.args.PyTreeSave(_flat(state)), force=True)
+        try:
+            with self._files.guard("write", str(step)):
+                self._writer.save(self._place(step), args=self._ocp.args.PyTreeSave(_flat(state)), force=True)
+        except StorageError as error:
+            if self._passes(error):
+                return
+            raise
         saved = Saved(step, facts or {})
         self._thread = threading.Thread(target=self._complete, args=(saved,), name="checkpoint")
         self._thread.start()
@@ -179,9 +187,22 @@ class Checkpoints:
                 self._before_seal()
                 seal(self._files, str(saved.step), saved)
                 self._prune()
-            self._newest = saved
+            self._newest, self._misses = saved, 0
         except BaseException as error:
-            self._failure = error
+            if not self._passes(error):
+                self._failure = error
+
+    def _passes(self, error: BaseException) -> bool:
+        """Whether a save that failed may be left out: the one before it counts, and the next one may succeed.
+
+        Not with several processes, which would have to agree on it.
+        """
+        self._misses += 1
+        remote = isinstance(error, StorageError) and not error.lasting and self._files.directory is None
+        if not remote or self._misses >= MISSES or processes().count > 1:
+            return False
+        self._log(f"WARNING: a checkpoint could not be saved; training goes on: {error}")
+        return True
 
     def _prune(self) -> None:
         """Remove all but the newest, and what was refused."""
