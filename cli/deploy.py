@@ -16,6 +16,8 @@ import urllib.request
 from datetime import timedelta
 from typing import Any
 
+import httpx
+
 from flows import server
 from nanocode_core.config import PROJECT, load_config
 from nanocode_core.errors import UserError
@@ -59,7 +61,10 @@ def deploy(pool: str, wait: float = WAIT_SECONDS) -> None:
     job_template = template() if pool == "gke" else None
     wait_for_server(url, wait)
     server.apply({**server.environment(), "PREFECT_API_URL": url})
-    prepare(pool, job_template)
+    try:
+        prepare(pool, job_template)
+    except httpx.HTTPError as error:
+        raise UserError(f"the Prefect server at {url} refused: {' '.join(str(error).split())}") from None
     deploy_flows(pool)
     print(f"deployed prefect.yaml to the work pool {pool} of {url}", flush=True)
 

@@ -149,6 +149,14 @@ def deploy(
     make(pool)
 
 
+@app.command(hidden=True)
+def sweep(namespace: Annotated[str, typer.Option(help="Of the jobs.")] = "nanocode") -> None:
+    """End what cancelled runs have left in the cluster, for ever (beside the worker of the pool gke)."""
+    from cli.sweep import sweep as go_on
+
+    go_on(namespace)
+
+
 @app.command()
 def down() -> None:
     """Stop what `nanocode up` started."""

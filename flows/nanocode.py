@@ -4,7 +4,8 @@ The store remembers, Prefect conducts: its own cache is off, and a stage whose a
 ends as `Reused`. Bad input ends the run as `BadInput` with the one line that says what to do.
 A cancelled run gets SIGTERM; the local launcher then stops the job's process group, and whatever happens
 to this process, the job ends with it (see nanocode_core/jobs/tether.py). A job on Kubernetes outlives this
-process, for the next run to adopt; only a cancellation deletes it.
+process, for the next run to adopt; only a cancellation deletes it (by `_delete_jobs`; by cli/sweep.py where the run
+has no process then).
 """
 
 import logging

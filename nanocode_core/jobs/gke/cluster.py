@@ -156,6 +156,13 @@ class Cluster:
 
         return [*names("JobSet"), *names("Job")]
 
+    def active(self, selector: str) -> bool:
+        """Whether a Job with these labels has a pod that has not ended."""
+        found = self._ask(
+            lambda: self._objects.list_namespaced_custom_object(**self._of("Job"), label_selector=selector)
+        )
+        return any(item.get("status", {}).get("active") for item in found["items"])
+
     def pods(self, name: str) -> list[Pod]:
         """The pods of a job, oldest first; ended ones too, as long as the server keeps them."""
         found = self._ask(lambda: self._core.list_namespaced_pod(self._namespace, label_selector=f"{JOB}={name}"))
