@@ -361,6 +361,9 @@ class Run(Section):
         default_factory=lambda: os.environ.get("NANOCODE_CACHE") or str(Path.home() / ".cache" / "nanocode")
     )
     """Local directory for downloads and compiled programs."""
+    cache_gib: Execution[Annotated[float, Field(gt=0)] | None] = None
+    """What the artifacts downloaded from a store on gs:// may take there: those used last stay; empty: half of the
+    free space of the disk."""
 
 
 class Config(Section):

@@ -23,6 +23,7 @@ from typing import Any
 
 from nanocode_core.config import Config
 from nanocode_core.errors import CorruptArtifact, UserError
+from nanocode_core.store.cache import Cache
 from nanocode_core.store.files import Files
 from nanocode_core.store.leases import Lease, acquire
 from nanocode_core.store.local import rmtree, suppress_errno, sync
@@ -51,13 +52,16 @@ class Store:
             $NANOCODE_CACHE or ~/.cache/nanocode. A local store needs none.
         work: URL where a remote store keeps checkpoints and copies of work in progress (not the leases), for
             a bucket with other rules than the artifacts'; by default in the store.
+        cache_bytes: what downloaded artifacts may take in the cache; None: half of the disk's free space.
 
     Attributes:
         files: the files below the root.
         work_files: those that work in progress is kept in.
     """
 
-    def __init__(self, root: str, cache: Path | None = None, work: str | None = None) -> None:
+    def __init__(
+        self, root: str, cache: Path | None = None, work: str | None = None, cache_bytes: int | None = None
+    ) -> None:
         self.files = Files(root)
         self.root = self.files.root
         if work and self.files.directory is not None:
@@ -65,12 +69,15 @@ class Store:
         self.work_files = Files(work) if work else self.files
         default = os.environ.get("NANOCODE_CACHE") or "~/.cache/nanocode"
         self._cache = Path(os.path.abspath(Path(cache or default).expanduser()))
+        self._downloads = Cache(self._cache / "artifacts", cache_bytes)
         self._opened: dict[Key, Artifact] = {}
 
     @classmethod
     def of(cls, config: Config) -> "Store":
         """The store of a run."""
-        return cls(config.run.store, Path(config.run.cache), config.run.work)
+        limit = config.run.cache_gib
+        cache_bytes = None if limit is None else int(limit * 2**30)
+        return cls(config.run.store, Path(config.run.cache), config.run.work, cache_bytes)
 
     # Looking things up
 
@@ -128,12 +135,13 @@ class Store:
     def open(self, stage: str, fingerprint: str) -> Artifact:
         """The artifact, with every file's size and sha256 verified, once per Store object.
 
-        From a remote store it is downloaded to the cache; cached files that are damaged are fetched
-        again. Files that the record does not name are ignored.
+        From a remote store it is downloaded to the cache, where it stays while this process lives; cached
+        files that are damaged are fetched again. Files that the record does not name are ignored.
 
         Raises:
             UserError: there is no such artifact.
             CorruptArtifact: a file is missing or damaged; names it and the command that repairs.
+            StorageError: the store can't be read, or the cache has no room.
         """
         key = (stage, fingerprint)
         if key not in self._opened:
@@ -352,7 +360,7 @@ class Store:
 
     def _fetch(self, record: Record) -> tuple[Path, list[str]]:
         """Download what the cache lacks or has damaged; where the files lie, and what is wrong with them."""
-        path = self._cache / "artifacts" / record.stage / f"{record.fingerprint}-{record.digest[:16]}"
+        path = self._downloads.admit(record.stage, f"{record.fingerprint}-{record.digest[:16]}", record.size)
 
         def fetch(item: tuple[str, FileEntry]) -> str | None:
             name, entry = item
