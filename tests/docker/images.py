@@ -1,9 +1,10 @@
 """The images of docker/, really built and run: podman builds the Dockerfile on a Debian that debootstrap makes.
 
-No registry of images is asked, and no daemon runs. Everything lies in a storage of its own in the cache, where a
-later run finds the layers that have not changed.
+No registry of images is asked, and no daemon runs. Everything lies in a storage of its own in the cache (20 GB),
+where a later run finds the layers that have not changed.
 """
 
+import functools
 import json
 import os
 import re
@@ -57,8 +58,9 @@ def make_base() -> None:
     archive.unlink()
 
 
+@functools.cache
 def build(target: str) -> str:
-    """Build an image of the Dockerfile; its name."""
+    """Build an image of the Dockerfile, once in a session; its name."""
     name = f"nanocode/{target}"
     options = ["--pull=never", "--isolation=chroot", "--network=host", "--layers", f"--target={target}"]
     options += [f"--build-arg=COMMIT={COMMIT}", f"--file={DOCKERFILE}", f"--tag={name}", *_pip_settings()]
