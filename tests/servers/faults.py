@@ -52,7 +52,10 @@ class Faults:
 
 @dataclass(frozen=True)
 class Rule:
-    """Requests that are always answered with one status: those whose "METHOD bucket/object" fits the pattern."""
+    """Requests that are always answered with one status: those whose "METHOD bucket/object" fits the pattern.
+
+    After requests that bring bytes of an upload begun earlier stands " part".
+    """
 
     pattern: str
     status: int
@@ -111,7 +114,7 @@ class FaultProxy:
     async def _answer(self, request: h11.Request, body: bytes, client: httpx.AsyncClient) -> "Answer | None":
         """The answer to a request; None: the connection is to be reset."""
         method, path = request.method.decode(), request.target.decode()
-        name = f"{method} {target_of(path, body)}"
+        name = f"{method} {target_of(path, body)}" + (" part" if "upload_id=" in path else "")
         self.met["requests"] += 1
         for rule in self.rules:
             if re.search(rule.pattern, name):
