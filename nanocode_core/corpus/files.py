@@ -1,7 +1,8 @@
 """Your own files: parquet or JSON lines, by globs, on this machine or behind a URL such as gs://.
 
 A file is a unit, in sorted order. Local parquet files are read where they lie; others become a
-parquet file in the work directory first. Documents keep the order of their file.
+parquet file in the work directory first. Documents keep the order of their file. Files on gs:// are
+downloaded whole and verified before they are read: a stream that is cut short looks like one that ends.
 """
 
 import glob
@@ -10,6 +11,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,7 @@ from nanocode_core.corpus import tables
 from nanocode_core.corpus.text import clean
 from nanocode_core.corpus.units import ParquetUnit, Split, Unit
 from nanocode_core.errors import UserError
+from nanocode_core.store import Files
 
 _CHUNK = 1 << 24
 _PARQUET = (".parquet", ".pq")
@@ -50,9 +53,11 @@ class LinesUnit:
         Raises:
             UserError: with file and line, where a line is no JSON object or has no such text.
         """
-        if not self.path(folder).exists():
-            with _open(self.url) as file:
-                tables.write_documents(self.path(folder), ("text",), _texts(file, self.url, self.key))
+        if self.path(folder).exists():
+            return
+        # The ending keeps it out of the copy of this work that a remote store has.
+        with _here(self.url, folder / f"{self.name}.lines.tmp") as place, _open(self.url, place) as file:
+            tables.write_documents(self.path(folder), ("text",), _texts(file, self.url, self.key))
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,11 @@ class RemoteParquetUnit:
         if path.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if _on_gs(self.url):
+            _download(self.url, path)
+            return
         partial = path.with_name(path.name + ".partial")
-        with _open(self.url) as source, partial.open("wb") as target:
+        with _open(self.url, self.url) as source, partial.open("wb") as target:
             for chunk in _reading(iter(lambda: source.read(_CHUNK), b""), self.url):
                 target.write(chunk)
         tables.put(partial, path)
@@ -133,11 +141,9 @@ def _local(pattern: str) -> dict[str, int]:
 
 
 def _remote(pattern: str) -> dict[str, int]:
-    try:
+    with _named(pattern):
         system, inside = fsspec.core.url_to_fs(pattern)
         matched = system.glob(inside, detail=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise _unreadable(pattern, error) from error
     return {system.unstrip_protocol(path): info["size"] for path, info in matched.items() if info.get("type") == "file"}
 
 
@@ -145,18 +151,56 @@ def _checksum(path: str) -> str:
     if "://" not in path:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+    with _named(path):
         system, inside = fsspec.core.url_to_fs(path)
         info = system.info(inside)
         return str(info.get("md5Hash") or info.get("crc32c") or system.ukey(inside))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
 
 
-def _open(url: str) -> IO[bytes]:
-    """A file for reading, decompressed by its ending."""
+@contextmanager
+def _named(url: str) -> Iterator[None]:
+    """Raise what comes up inside as one line that names the file."""
     try:
-        file: IO[bytes] = fsspec.open(url, "rb", compression="gzip" if url.endswith(".gz") else None).open()
+        if _on_gs(url):
+            bucket, _, path = url.partition("://")[2].partition("/")
+            with Files(f"gs://{bucket}").guard("read", path, missing=True):
+                yield
+        else:
+            yield
+    except (OSError, ValueError, ImportError) as error:
+        raise _unreadable(url, error) from error
+
+
+def _on_gs(url: str) -> bool:
+    return url.startswith(("gs://", "gcs://"))
+
+
+def _download(url: str, target: Path) -> None:
+    """Copy a file from gs://, verified by the server's checksum; it appears in one step."""
+    root, _, name = url.rpartition("/")
+    try:
+        Files(root).download(name, target)
+    except FileNotFoundError as error:
+        raise _unreadable(url, error) from error
+
+
+@contextmanager
+def _here(url: str, copy: Path) -> Iterator[str]:
+    """Where a file can be read: a copy for the while if it is on gs://, else itself."""
+    if not _on_gs(url):
+        yield url
+        return
+    try:
+        _download(url, copy)
+        yield str(copy)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+def _open(url: str, place: str) -> IO[bytes]:
+    """The file `url`, which can be read at `place`, decompressed by its ending."""
+    try:
+        file: IO[bytes] = fsspec.open(place, "rb", compression="gzip" if url.endswith(".gz") else None).open()
     except (OSError, ValueError) as error:
         raise _unreadable(url, error) from error
     return file
