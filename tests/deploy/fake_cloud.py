@@ -52,7 +52,10 @@ def main(program, arguments):
     except Refused as refusal:
         print(f"ERROR: ({program}) {refusal}", file=sys.stderr)
         output, code = None, 1
-    STATE.write_text(json.dumps(state, indent=1))
+    # In one step: the other end of a pipe may be reading.
+    partial = STATE.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(state, indent=1))
+    partial.replace(STATE)
     if output:
         print(output)
     return code
