@@ -229,6 +229,16 @@ def test_the_guide_has_the_prices_of_the_file():
         assert [cell.strip() for cell in cells.split("|")] == [spot[0], on_demand[0], spot[1], on_demand[1]]
 
 
+def test_the_guide_has_the_price_of_a_teacher():
+    guide = (PROJECT / "docs" / "gke.md").read_text()
+    prices = load_prices()
+    slices, gpu = (prices[find_accelerator(name).chip.name] for name in ("v6e-8", "h100-1"))
+    assert slices.spot is not None
+    assert f"| {slices.spot * 8:.2f} spot, {slices.on_demand * 8:.2f} on demand |" in guide
+    assert gpu.spot is None
+    assert f"| less than {gpu.on_demand:.2f} |" in guide
+
+
 def test_up_makes_it_once_and_down_removes_it(cloud):
     up = ("up", *PLACE, "--yes", "--accelerator=v6e-16", "--accelerator=v6e-8", "--kueue")
     (cloud.checkout / "k8s" / "kueue").mkdir()
