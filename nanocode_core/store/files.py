@@ -121,7 +121,10 @@ class Files:
             return self._backend.compare_and_swap(path, expected, data)
 
     def compare_and_delete(self, path: str, expected: str) -> bool:
-        """Delete the file if it is still at version `expected`; whether this call did."""
+        """Delete the file if it is still at version `expected`; whether this call did.
+
+        On gs:// also False where it did and the answer got lost, so that the next try found nothing.
+        """
         with self.guard("delete", _clean(path)):
             return self._backend.compare_and_delete(path, expected)
 

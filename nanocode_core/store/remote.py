@@ -153,7 +153,7 @@ class RemoteFolder:
 
 
 class Bucket(RemoteFolder):
-    """Files on Google Cloud Storage: gcsfs for bulk work, google-cloud-storage for generation matches.
+    """Files on Google Cloud Storage: gcsfs lists and uploads, google-cloud-storage reads and matches generations.
 
     The plain gcsfs class is taken on purpose: its extended one asks the storage-control API about the
     bucket first, which stalls for a minute against servers without that API. What FSSPEC_GCS_* and
