@@ -199,8 +199,10 @@ def _pool(client: Any, name: str, job_template: dict[str, Any] | None) -> None:
             f"the work pool {name} is of type {found.type}, not {POOLS[name]}; remove it with "
             f"`prefect work-pool delete {name}`, then give the same command again"
         )
-    # `nanocode down` closes the pool.
-    client.update_work_pool(name, WorkPoolUpdate(is_paused=False, **given))
+    if name == "local":
+        given["is_paused"] = False  # `nanocode down` closes it
+    if given:
+        client.update_work_pool(name, WorkPoolUpdate(**given))
 
 
 def _automations() -> list[dict[str, Any]]:
