@@ -5,13 +5,16 @@ admits, and no adapter serves the figure that the autoscaler asks for.
 """
 
 import re
+import shlex
+import subprocess
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 from api import Object, Refused
-from cluster import Cluster
+from cluster import Cluster, wait_for
 from installation import build, install_accounts, install_definitions
-from programs import DEFINITIONS
+from programs import DEFINITIONS, find_program
 
 from nanocode_core.config import PROJECT, load_config
 from nanocode_core.jobs.gke.manifest import render
@@ -224,6 +227,29 @@ def test_the_teacher_grows_by_a_figure_that_is_collected(ready: Cluster, name: s
     none["spec"]["minReplicas"] = 0
     with pytest.raises(Refused, match="minReplicas"):
         ready.apply([none], dry_run=True)
+
+
+def test_kubectl_makes_a_teacher_and_leaves_nothing_of_it(ready: Cluster, tmp_path: Path) -> None:
+    """With the commands that deploy/gke gives, as its golden files have them."""
+    place = [f"--kubeconfig={ready.kubeconfig}", f"--cache-dir={tmp_path}"]
+
+    def kubectl(*arguments: str) -> str:
+        command = [find_program("kubectl"), *arguments, *place]
+        return subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+
+    def all_of_it() -> set[str]:
+        kinds = "deployment,service,hpa,podmonitoring,pdb,configmap,replicaset,pod"
+        label = "--selector=app.kubernetes.io/component=teacher"
+        return set(kubectl("get", kinds, label, "--namespace=nanocode", "--output=name").split())
+
+    for name in ("up", "down"):
+        golden = (PROJECT / "tests" / "deploy" / "golden" / f"teacher-{name}.txt").read_text().replace("\\\n", " ")
+        (command,) = [line for line in golden.splitlines() if re.match("kubectl (apply|delete)", line)]
+        kubectl(*[word for word in shlex.split(command)[1:] if not word.startswith("--context=")])
+        if name == "up":
+            made = {one.partition("/")[0].partition(".")[0] for one in all_of_it()}
+            assert made >= {item["kind"].lower() for item in build("teacher/tpu")}
+    wait_for(lambda: not all_of_it(), "the end of the teacher", 60)
 
 
 @pytest.mark.parametrize("name", [name for name in accelerators() if not name.startswith("tpu7x")])
