@@ -29,7 +29,7 @@ try:
             restored = checkpoints.restore(first, state(0))
             sound.append(restored["a"].tolist() == state(first)["a"].tolist() and int(restored["b"]) == first)
         try:
-            for step in range(first + 1, first + 3):
+            for step in range(first + 1, first + 1 + int(sys.argv[2])):
                 checkpoints.save(step, state(step))
             checkpoints.wait()
         finally:
@@ -40,8 +40,10 @@ print(json.dumps({"log": log, "sound": sound, "error": error}))
 """
 
 
-def run(url: str) -> dict:
-    done = subprocess.run([sys.executable, "-c", SAVE, url], capture_output=True, text=True, timeout=280)
+def run(url: str, saves: int = 2) -> dict:
+    """What two starts report that make so many saves each."""
+    command = [sys.executable, "-c", SAVE, url, str(saves)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -53,6 +55,16 @@ def test_checkpoints_come_through_faults(faulty: FaultProxy, tmp_path: Path) -> 
     assert found["error"] is None
     assert found["sound"] in ([True], [])  # nothing to restore where the first ones were left out
     assert sum(faulty.met[kind] for kind in ("unavailable", "reset", "lost", "cut", "short")) > 3
+
+
+def test_training_goes_on_without_a_save_or_four_but_not_for_ever(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
+    faulty.refuse("POST .*/ocdbt.process_0/", 404, "Not found.")
+    found = run(f"gs://bucket/{tmp_path.name}", saves=7)
+    assert [line.partition(":")[0] for line in found["log"]] == ["WARNING"] * 4
+    assert "training goes on: store gs://bucket/" in found["log"][0]
+    kind, text = found["error"]
+    assert kind == "StorageError"
+    assert "could not write 5 (" in text
 
 
 @pytest.mark.parametrize(
