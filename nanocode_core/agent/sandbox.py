@@ -5,12 +5,13 @@
   files; a cap on the output; an end together with this process, kill -9 included.
 - Linux that grants namespaces (as root, or unprivileged user namespaces): no network at all; a PID
   namespace, so that nothing outlives the command or sees other processes; 64 processes at most.
+- Linux that does not, on x86-64 or ARM64 (a container, mostly): no sockets but Unix ones, by a seccomp filter.
 - Linux with Landlock (5.13 and later): files are written under `cwd` only, and read only there, in
   the system's program directories and in this Python.
 
-`Sandbox.isolation` says which of these hold on this machine. Without namespaces the network is
-open and a process that detaches itself can outlive the command; without Landlock it has this user's
-files. A named Unix socket of this user can be reached in any case, and memory is bounded per process.
+`Sandbox.isolation` says which of these hold on this machine. Without namespaces a process that
+detaches itself can outlive the command; without Landlock it has this user's files. A named Unix
+socket of this user can be reached in any case, and memory is bounded per process.
 """
 
 import functools
@@ -86,7 +87,7 @@ class Sandbox:
         """What holds here; found out once, when the helper starts."""
         found = self._connected().isolation
         spaces = bool(found["namespaces"])
-        return Isolation(network=spaces, processes=spaces, files=bool(found["landlock"]))
+        return Isolation(network=spaces or bool(found["seccomp"]), processes=spaces, files=bool(found["landlock"]))
 
     @property
     def scratch(self) -> Path:

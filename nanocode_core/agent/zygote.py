@@ -38,6 +38,13 @@ SYSTEM_READABLE = (
     *("/etc/mime.types", "/dev/zero", "/dev/random", "/dev/urandom"),
 )
 
+PR_SET_SECCOMP, FILTER = 22, 2
+LOAD, JUMP_EQUAL, JUMP_FROM, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of a seccomp filter
+NUMBER, CONVENTION, FIRST_ARGUMENT = 0, 4, 16  # where it finds a system call's
+ALLOW, REFUSE = 0x7FFF0000, 0x00050000 | 13  # EACCES
+SOCKET = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}  # calling convention, number of socket(2)
+X32, IO_URING_SETUP = 0x40000000, 425
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,6 +79,48 @@ def restrict_files(version: int, readable: list[str], writable: str) -> None:
         os.close(descriptor)
     _check(_libc.syscall(446, ruleset, 0))
     os.close(ruleset)
+
+
+def refuse_sockets() -> None:
+    """Seccomp: no sockets but Unix ones, for this process and what it starts.
+
+    Refused too are io_uring, which opens sockets of its own, and all calls by another convention (32 bits, x32).
+    """
+    convention, number = SOCKET[os.uname().machine]
+    filter_calls(
+        (LOAD, 0, 0, CONVENTION),
+        (JUMP_EQUAL, 0, 6, convention),
+        (LOAD, 0, 0, NUMBER),
+        (JUMP_FROM, 4, 0, X32),
+        (JUMP_EQUAL, 3, 0, IO_URING_SETUP),
+        (JUMP_EQUAL, 0, 3, number),
+        (LOAD, 0, 0, FIRST_ARGUMENT),
+        (JUMP_EQUAL, 1, 0, socket.AF_UNIX),
+        (RETURN, 0, 0, REFUSE),
+        (RETURN, 0, 0, ALLOW),
+    )
+
+
+def filter_calls(*program: tuple[int, int, int, int]) -> None:
+    """Install a seccomp filter: instructions of (code, how many to skip if true, if false, operand)."""
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    held = ctypes.create_string_buffer(code, len(code))
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _check(_libc.prctl(PR_SET_SECCOMP, FILTER, struct.pack("HP", len(program), ctypes.addressof(held)), 0, 0))
+
+
+def can_refuse_sockets() -> bool:
+    """Whether this kernel takes the filter. Tried in a throw-away child."""
+    if sys.platform != "linux" or os.uname().machine not in SOCKET or struct.calcsize("P") != 8:
+        return False
+    child = os.fork()
+    if child == 0:
+        try:
+            refuse_sockets()
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def enter_namespaces(kind: str) -> None:
@@ -183,6 +232,8 @@ def command(request: dict[str, Any], isolation: dict[str, Any], out: int) -> Non
             _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
             if isolation["landlock"]:
                 restrict_files(isolation["landlock"], request["readable"], request["cwd"])
+            if isolation["seccomp"] and not kind:
+                refuse_sockets()
         if "python" in request:
             run_python(request["python"])
         os.execvpe(request["args"][0], request["args"], os.environ)
@@ -317,7 +368,12 @@ def main() -> None:
     """Serve until the control socket closes; then remove the scratch directory."""
     control = socket.socket(fileno=int(sys.argv[1]))
     scratch = make_scratch()
-    isolation = {"namespaces": probe(), "landlock": landlock_version(), "scratch": scratch}
+    isolation = {
+        "namespaces": probe(),
+        "landlock": landlock_version(),
+        "seccomp": can_refuse_sockets(),
+        "scratch": scratch,
+    }
     control.sendall(json.dumps(isolation).encode() + b"\n")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:

@@ -124,6 +124,45 @@ def test_no_network(sandbox, tmp_path):
             server.kill()
 
 
+def test_no_network_where_there_are_no_namespaces(tmp_path):
+    """As in a container, whose runtime refuses unshare(2): here a filter of ours does."""
+    if os.uname().machine != "x86_64":
+        pytest.skip("needs x86-64, whose number of unshare is written here")
+    script = f"""
+        import socket
+        from pathlib import Path
+        from nanocode_core.agent import zygote
+        from nanocode_core.agent.sandbox import Sandbox
+        refuse, allow = ((zygote.RETURN, 0, 0, answer) for answer in (zygote.REFUSE, zygote.ALLOW))
+        zygote.filter_calls((zygote.LOAD, 0, 0, zygote.NUMBER), (zygote.JUMP_EQUAL, 0, 1, 272), refuse, allow)
+        there = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        there.bind(("127.0.0.1", 0))
+        send = f"import socket; socket.socket(2, 2).sendto(b'x', ('127.0.0.1', {{there.getsockname()[1]}}))"
+        exec(send)
+        assert there.recv(10) == b"x"
+        there.setblocking(False)
+        with Sandbox() as box:
+            print(box.isolation.network, box.isolation.processes)
+            for family, kind in ((2, 1), (2, 2), (10, 1), (10, 2), (16, 3), (17, 3), (40, 1)):
+                said = box.python(f"import socket; socket.socket({{family}}, {{kind}})", Path({str(tmp_path)!r}), 20)
+                assert "PermissionError" in said.output, (family, said)
+            ring = "import ctypes; c = ctypes.CDLL(None, use_errno=True); c.syscall(425, 8, bytes(120)); "
+            assert box.python(ring + "print(ctypes.get_errno())", Path({str(tmp_path)!r}), 20).output == "13\\n"
+            for way in ("python", "run"):
+                what = send if way == "python" else ["python", "-c", send]
+                assert "PermissionError" in getattr(box, way)(what, Path({str(tmp_path)!r}), 20).output
+            print(box.python("import socket; a, b = socket.socketpair(); a.send(b'unix'); print(b.recv(9))",
+                             Path({str(tmp_path)!r}), 20).output)
+        try:
+            there.recv(10)
+        except BlockingIOError:
+            print("nothing came")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=200)
+    assert done.stdout.split("\n")[:3] == ["True False", "b'unix'", ""], done.stderr
+    assert done.stdout.endswith("nothing came\n")
+
+
 def test_files_outside_are_out_of_reach(sandbox, tmp_path):
     if not sandbox.isolation.files:
         pytest.skip("no Landlock here")
