@@ -158,7 +158,7 @@ def test_a_run_s_jobs_go_through_in_the_images_that_the_cluster_gives_them(volum
         output = run(
             images.build(target), *command, environment=environment, volumes={store: "/store", scratch: "/scratch"}
         )
-        record = Store(store).record(stage, fingerprint)
+        record = Store(str(store)).record(stage, fingerprint)
         assert record is not None, output
         assert record.provenance["commit"] == COMMIT
         used.add(target)
