@@ -11,7 +11,7 @@ from pathlib import Path
 from nanocode_core.errors import UserError
 from nanocode_core.jobs import tether
 from nanocode_core.jobs.launcher import JobFailed, JobPreempted
-from nanocode_core.jobs.spec import BAD_INPUT, DONE, PREEMPTED, JobSpec
+from nanocode_core.jobs.spec import BAD_INPUT, DONE, OUTAGE, PREEMPTED, JobSpec
 
 GRACE_SECONDS = 15.0
 """From SIGTERM to SIGKILL, as on a spot TPU."""
@@ -59,7 +59,7 @@ class LocalLauncher:
                     self._process = None
         if code == DONE:
             return
-        if code == BAD_INPUT:
+        if code in (BAD_INPUT, OUTAGE):
             raise UserError(last or f"the {spec.stage} job refused its input; see its log")
         if code in (PREEMPTED, -signal.SIGTERM):
             raise JobPreempted(f"the {spec.stage} job was preempted; run again to go on from its last save")

@@ -26,7 +26,7 @@ from nanocode_core.errors import LeaseLost, StorageError, UserError
 from nanocode_core.jobs import tether
 from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
-from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, PREEMPTED, VARIABLE, JobSpec
+from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, OUTAGE, PREEMPTED, VARIABLE, JobSpec
 from nanocode_core.store import Artifact, Lease, Store
 from nanocode_core.store.mirror import MARK
 from nanocode_core.training import distributed
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         return DONE
     except (UserError, StorageError) as error:
         print(f"error: {error}", flush=True)
-        return BAD_INPUT
+        return OUTAGE if isinstance(error, StorageError) and not error.lasting else BAD_INPUT
     except LeaseLost as error:
         print(f"preempted: {error}", flush=True)
         return PREEMPTED

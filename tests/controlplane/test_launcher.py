@@ -134,6 +134,15 @@ def test_an_out_of_memory_kill_says_so(world: World, node: str) -> None:
     wait_for(lambda: world.asked.state("Job", world.name(spec)) is None, "the job's end", 60)
 
 
+def test_a_job_that_loses_its_store_for_a_time_is_started_again(world: World, node: str) -> None:
+    spec = world.spec("lose_the_store")
+    world.launch(spec)
+    assert world.said("could not reach its store")
+    assert world.value(spec) == "found again"
+    with pytest.raises(UserError, match=r"^store gs://bucket: could not read x"):
+        world.launch(world.spec("lose_the_store", "seed=1"))
+
+
 def test_why_a_pod_waits_is_told_within_a_minute(world: World, agent: Agent) -> None:
     spec = world.spec("write", "seed=8")
     thread = world.begin(spec)

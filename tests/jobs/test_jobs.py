@@ -85,6 +85,7 @@ def test_a_stage_reads_its_inputs_and_is_planned_as_reused_afterwards(tmp_path):
     ("function", "error", "said"),
     [
         ("refuse", UserError, "no file matches"),
+        ("lose_the_store", UserError, "could not read x"),
         ("crash", JobFailed, "exit code 42"),
         ("die", JobFailed, "signal 9"),
     ],

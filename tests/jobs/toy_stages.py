@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from nanocode_core.errors import UserError
+from nanocode_core.errors import StorageError, UserError
 
 
 def write(job):
@@ -62,6 +62,16 @@ def sleep_with_child(job):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     job.log(f"pids {os.getpid()} {child.pid}")
     time.sleep(60)
+
+
+def lose_the_store(job):
+    """Lose the store in the first start; for good, where the seed is 1."""
+    lost = job.work / "lost"
+    if lost.exists() and job.config.seed != 1:
+        (job.out / "value.txt").write_text("found again")
+        return {}
+    lost.write_text("")
+    raise StorageError("store gs://bucket: could not read x (503); see to the network", lasting=job.config.seed == 1)
 
 
 def vanish(job):

@@ -16,7 +16,7 @@ from nanocode_core.jobs.gke.log import LogFollower
 from nanocode_core.jobs.gke.manifest import RUN, job_name, render
 from nanocode_core.jobs.gke.progress import Progress
 from nanocode_core.jobs.launcher import JobFailed
-from nanocode_core.jobs.spec import BAD_INPUT, BUG, PREEMPTED, JobSpec
+from nanocode_core.jobs.spec import BAD_INPUT, BUG, OUTAGE, PREEMPTED, JobSpec
 from nanocode_core.store import Store
 
 LOOK_SECONDS = 2.0
@@ -173,6 +173,8 @@ def _how(pod: Pod) -> str:
         return "was preempted"
     if pod.exit_code in (PREEMPTED, TERMINATED):
         return "was told to go away, or left by a peer"
+    if pod.exit_code == OUTAGE:
+        return "could not reach its store"
     if pod.exit_code is not None and pod.exit_code > 128:
         return f"was killed by signal {pod.exit_code - 128}"
     return f"ended with exit code {pod.exit_code}"
