@@ -2,13 +2,15 @@
 
 A step is one compiled function of the state and of `batch(step)`, which is pure (program.py). So a
 run that is killed and goes on from a checkpoint repeats the same computation, and ends with the
-same bytes. While the devices compute a step, a thread makes the next batches, another writes the last
-checkpoint, and this one reads the losses of the step before. With several processes all of them
-run this loop in the same order; what only one can know they agree on (distributed.py).
+same bytes. While the state is read or made, a thread compiles the step. While the devices compute a
+step, a thread makes the next batches, another writes the last checkpoint, and this one reads the
+losses of the step before. With several processes all of them run this loop in the same order; what
+only one can know they agree on (distributed.py).
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,7 +34,7 @@ from nanocode_core.training.metrics import Reporter
 from nanocode_core.training.objectives import HostBatch, Objective
 from nanocode_core.training.prefetch import Prefetch
 from nanocode_core.training.profiling import Profile
-from nanocode_core.training.program import Program, TrainState, release
+from nanocode_core.training.program import Program, Step, TrainState, release
 from nanocode_core.training.sharding import Parallelism, choose_parallelism, make_mesh
 
 if TYPE_CHECKING:
@@ -109,28 +111,38 @@ class _Run:
         job, plan = self._job, self._plan
         saved = self._checkpoints.newest()
         first, facts = (saved.step, saved.facts) if saved else (0, {})
-        if saved:
-            release(model)
-            state = self._checkpoints.restore(first, self._program.abstract({})[0])
-            job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
-        else:
-            state = self._program.initial(model)
+        with ThreadPoolExecutor(1, "compile") as thread:
+            compiling = thread.submit(self._compile, first)
+            if saved:
+                release(model)
+                state = self._checkpoints.restore(first, self._program.abstract({})[0])
+                job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
+            else:
+                state = self._program.initial(model)
+            step, seconds = compiling.result()
         job.rewind_metrics(first, facts.get("metrics_bytes"))
         self._announce()
         health = Health(job.stage, facts.get("first_loss"), self._checkpoints.last_good)
         productive = float(facts.get("productive_seconds", 0.0))
         flops = flops_per_token(model.shape)
-        reporter = Reporter(job, plan.steps, first, plan.tokens_per_step, flops, health, productive)
+        reporter = Reporter(job, plan.steps, first, plan.tokens_per_step, flops, health, productive, seconds)
         with noted_signals() as request:
-            state = self._steps(state, first, reporter, health, request)
+            state = self._steps(step, state, first, reporter, health, request)
             self._checkpoints.wait()
             self._finish(reporter.productive)
             if request.asked and processes().count == 1:  # while the last checkpoint was written
                 raise KeyboardInterrupt
         return self._model(state)
 
+    def _compile(self, first: int) -> tuple[Step, float]:
+        """The compiled step, and the seconds that took; where no step is left to do, one that is not compiled."""
+        if first == self._plan.steps:
+            return self._program.step, 0.0
+        start = time.perf_counter()
+        return self._program.compile(self._plan.batch(first)), time.perf_counter() - start
+
     def _steps(
-        self, state: TrainState, first: int, reporter: Reporter, health: Health, request: StopRequest
+        self, step: Step, state: TrainState, first: int, reporter: Reporter, health: Health, request: StopRequest
     ) -> TrainState:
         job, plan, program = self._job, self._plan, self._program
         trace = job.out / "logs" / "profile" if job.config.training.profile and job.primary else None
@@ -140,10 +152,7 @@ class _Run:
                 done = index + 1
                 with profile.step(index):
                     batch, waited = batches.get()
-                    called = time.perf_counter()
-                    state, metrics = program.step(state, batch)
-                    if index == first:
-                        reporter.compiled(time.perf_counter() - called)
+                    state, metrics = step(state, batch)
                 reporter.push(done, metrics, waited)
                 if profile.is_last(index):
                     reporter.drain()

@@ -9,7 +9,7 @@ Step time runs from the end of one step to the end of the next, without pauses (
     input_wait                       share of the window's step time spent waiting for a batch
     checkpoint_stall_seconds         time the window's saves kept the loop
     memory_gib                       peak of the fullest local device, or of this process on a CPU
-    compile_seconds                  first step of a start: tracing, and compiling or reading from the cache
+    compile_seconds                  first step of a start: tracing, and compiling or reading from the cache, before it
     goodput                          at the end: see goodput.py
 """
 
@@ -68,29 +68,34 @@ class Reporter:
     """Reads each step's metrics, watches over them, and writes the lines."""
 
     def __init__(
-        self, job: "Job", steps: int, first: int, tokens_per_step: int, flops: int, health: Health, productive: float
+        self,
+        job: "Job",
+        steps: int,
+        first: int,
+        tokens_per_step: int,
+        flops: int,
+        health: Health,
+        productive: float,
+        compiled: float,
     ) -> None:
-        """For the steps from `first` on.
+        """For the steps from `first` on, of which the next one begins now.
 
         Args:
             flops: of training, for each token.
             health: told every loss.
             productive: seconds that the steps up to `first` took.
+            compiled: seconds that making the compiled step took.
         """
         self._job, self._steps, self._first = job, steps, first
         self._tokens, self._flops = tokens_per_step, flops
         self._health = health
         self.productive = productive
-        """Seconds of all steps read so far that count: without compiling and waiting for input."""
+        """Seconds of all steps read so far that count: without waiting for input."""
         self._pending: deque[tuple[int, Mapping[str, Array]]] = deque()
         self._window = _Window()
-        self._compiled = 0.0
+        self._compiled = compiled
         self._paused, self._waited = 0.0, 0.0  # since the last step was read
         self._mark = time.perf_counter()
-
-    def compiled(self, seconds: float) -> None:
-        """Note how long the first call of the step function took."""
-        self._compiled = seconds
 
     def push(self, done: int, metrics: Mapping[str, Array], waited: float) -> None:
         """Take the metrics of the step that is on its way, and read those of the one before.
@@ -126,10 +131,10 @@ class Reporter:
         seconds, waited = now - self._mark - self._paused, self._waited
         self._mark, self._paused, self._waited = now, 0.0, 0.0
         is_first = done == self._first + 1
-        self.productive += max(0.0, seconds - waited - (self._compiled if is_first else 0.0))
+        self.productive += max(0.0, seconds - waited)
         self._health.check(done, values)
         if is_first:
-            # The first step includes compilation: the windows start after it.
+            # The first step is slower, for its memory is new: the windows start after it.
             self._job.metric(step=done, **values, compile_seconds=round(self._compiled, 3))
             note = f"loss {values['loss']:.4f}, compiled in {self._compiled:.1f} s"
             self._job.progress(done, self._steps, "steps", note)

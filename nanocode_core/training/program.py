@@ -32,6 +32,10 @@ ACCELERATOR_TOKENS = 16_384
 """Tokens that an accelerator computes at once: d24 then fits a v6e without a matrix product computed twice."""
 
 
+Step = Callable[["TrainState", Batch], tuple["TrainState", dict[str, Array]]]
+"""(state, batch) -> (state, metrics); the state given is used up."""
+
+
 class TrainState(NamedTuple):
     """Everything a run is, between two steps."""
 
@@ -80,7 +84,7 @@ class Program:
         """
         if self.backend.mesh is None:
             return {name: jnp.asarray(array) for name, array in batch.items()}
-        batch = {name: _filled(array, self._row_devices) for name, array in batch.items()}
+        batch = self._fill(batch)
         sharding = row_sharding(self.backend.mesh)
         return {
             name: jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -110,9 +114,15 @@ class Program:
         assert self.backend.mesh is not None
         return state_shardings(jax.eval_shape(self._start, self._params), self.backend.mesh)
 
+    def compile(self, batch: HostBatch) -> Step:
+        """The step, compiled for batches like `batch` before there is a state to run it on."""
+        step: Any = self.step
+        compiled: Step = step.lower(*self.abstract(self._fill(batch))).compile()
+        return compiled
+
     @cached_property
-    def step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-        """The jitted step: (state, batch) -> (state, metrics); the state given is used up."""
+    def step(self) -> Step:
+        """The jitted step, compiled when it is first called."""
         if self.backend.mesh is None:
             return jax.jit(self.run, donate_argnums=0)
         whole = NamedSharding(self.backend.mesh, PartitionSpec())
@@ -174,6 +184,10 @@ class Program:
 
     def _start(self, params: Any) -> TrainState:
         return TrainState(params, self.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def _fill(self, batch: HostBatch) -> HostBatch:
+        """A host batch with as many rows as the devices can share evenly."""
+        return {name: _filled(array, self._row_devices) for name, array in batch.items()}
 
     @property
     def _row_devices(self) -> int:
