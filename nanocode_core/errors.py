@@ -23,3 +23,7 @@ class CorruptArtifact(UserError):
 
 class LeaseLost(Exception):
     """Another owner holds this work now; what this process did since its last heartbeat is void."""
+
+
+class PeersLost(Exception):
+    """The other processes of a job did not answer for longer than a collective operation waits."""

@@ -9,7 +9,7 @@ byte, however often the job was killed on the way.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Job:
         work: directory for saves; may hold those of an earlier, killed start.
         out: directory whose files will be the artifact.
         primary: whether this process logs and writes metrics; of a job's several processes one does.
+        identity: what the fingerprint was made of, besides the inputs.
         keep: makes what is in `work` and `out` now safe from the loss of this machine; it raises where it can't.
     """
 
@@ -38,6 +39,7 @@ class Job:
     out: Path
     store: Store
     primary: bool = True
+    identity: Mapping[str, Any] = field(default_factory=dict)
     keep: Callable[[], None] = lambda: None
     _shown: float = field(default=-1e9, init=False)
     _first: tuple[float, int] | None = field(default=None, init=False)

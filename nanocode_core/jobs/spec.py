@@ -14,7 +14,7 @@ BAD_INPUT = 2
 PREEMPTED = 75
 """Exit code of a job that was told to go away and may be started again."""
 OUTAGE = 74
-"""Exit code of a job that could not reach its store for longer than it tries; a later start may."""
+"""Exit code of a job that could not reach its store or its other hosts for as long as it tries; a later start may."""
 VARIABLE = "NANOCODE_SPEC"
 """The environment variable that holds a worker's spec where it is given no file."""
 

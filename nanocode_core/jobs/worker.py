@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from nanocode_core.errors import LeaseLost, StorageError, UserError
+from nanocode_core.errors import LeaseLost, PeersLost, StorageError, UserError
 from nanocode_core.jobs import tether
 from nanocode_core.jobs.job import Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
@@ -50,6 +50,9 @@ def main(argv: list[str]) -> int:
     except (UserError, StorageError) as error:
         print(f"error: {error}", flush=True)
         return OUTAGE if isinstance(error, StorageError) and not error.lasting else BAD_INPUT
+    except PeersLost as error:
+        print(f"error: {error}", flush=True)
+        return OUTAGE
     except LeaseLost as error:
         print(f"preempted: {error}", flush=True)
         return PREEMPTED
@@ -116,7 +119,9 @@ def _build(spec: JobSpec, store: Store, lease: Lease) -> None:
     with _saved(spec, store) as keep, Stopwatch(work / CLOCK) as watch:
         out.mkdir(parents=True, exist_ok=True)
         inputs = _inputs(spec, store)
-        metrics = _call(spec, Job(spec.stage, spec.fingerprint, spec.config, inputs, work, out, store, keep=keep))
+        places = (work, out, store)
+        job = Job(spec.stage, spec.fingerprint, spec.config, inputs, *places, identity=spec.identity, keep=keep)
+        metrics = _call(spec, job)
     lease.check()
     store.publish(
         stage=spec.stage,

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from nanocode_core.errors import UserError
+from nanocode_core.errors import PeersLost, UserError
 from nanocode_core.store.files import Files
 
 HEARTBEAT_SECONDS = 20
@@ -202,7 +203,8 @@ def company() -> Iterator[None]:
     UserError, which all of them meet. And an error that another's death caused ends this process with
     the preemption exit code: a collective operation fails a moment before it is known that a peer is
     gone, so an unexpected error waits as long as that takes to be found out; the runtime then ends the
-    process (see `_abort_means_preempted`). Where all peers live, the error goes on.
+    process (see `_abort_means_preempted`). Where all peers live, the error goes on; one of the network
+    between them, which a peer causes that stands still for half a minute, as PeersLost.
     """
     try:
         yield
@@ -213,8 +215,16 @@ def company() -> Iterator[None]:
         if _joined:
             print(f"an error here, or a lost process? {type(error).__name__}: {str(error)[:300]}", flush=True)
             time.sleep(1.5 * HEARTBEAT_SECONDS)
+            if _is_of_the_network(error):
+                raise PeersLost(f"the other hosts of this job did not answer: {str(error)[:300]}") from error
         raise
     _leave()
+
+
+def _is_of_the_network(error: Exception) -> bool:
+    from jax.errors import JaxRuntimeError
+
+    return isinstance(error, JaxRuntimeError) and bool(re.search("Gloo|DEADLINE_EXCEEDED|UNAVAILABLE", str(error)))
 
 
 def _leave() -> None:

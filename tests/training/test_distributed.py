@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import training_world
+from jax.errors import JaxRuntimeError
 
-from nanocode_core.errors import UserError
+from nanocode_core.errors import PeersLost, UserError
 from nanocode_core.jobs.spec import PREEMPTED, JobSpec
 from nanocode_core.store import Store
 from nanocode_core.training import distributed
@@ -223,3 +224,12 @@ def test_the_environment_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_exit_code_is_the_workers() -> None:
     assert distributed.PREEMPTED == PREEMPTED
+
+
+def test_a_peer_that_stands_still_is_told_from_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_joined", True)
+    monkeypatch.setattr(distributed, "HEARTBEAT_SECONDS", 0.01)
+    with pytest.raises(PeersLost, match="the other hosts of this job did not answer"), distributed.company():
+        raise JaxRuntimeError("INTERNAL: Gloo context initialization failed: connect: DEADLINE_EXCEEDED")
+    with pytest.raises(JaxRuntimeError), distributed.company():
+        raise JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

@@ -174,7 +174,7 @@ def _how(pod: Pod) -> str:
     if pod.exit_code in (PREEMPTED, TERMINATED):
         return "was told to go away, or left by a peer"
     if pod.exit_code == OUTAGE:
-        return "could not reach its store"
+        return "could not reach its store, or its other hosts"
     if pod.exit_code is not None and pod.exit_code > 128:
         return f"was killed by signal {pod.exit_code - 128}"
     return f"ended with exit code {pod.exit_code}"
