@@ -21,7 +21,7 @@ from nanocode_core.config import Config
 from nanocode_core.config.model import HubSource, PythonSource
 from nanocode_core.config.model import Source as SourceConfig
 from nanocode_core.corpus import files, hub, python, tables
-from nanocode_core.corpus.identity import check
+from nanocode_core.corpus.identity import require_same
 from nanocode_core.corpus.mixture import Document, Mixture, Pick, distinct, take
 from nanocode_core.corpus.parallel import closing, cores, in_order, processes
 from nanocode_core.corpus.shards import PLACE, ShardPlan, write_shard
@@ -73,9 +73,10 @@ def build(job: "Job") -> dict[str, Any]:
     """Build the corpus of `job.config.corpus` in `job.out`; returns the headline metrics.
 
     Raises:
-        UserError: a source can't be read, or gives no document for training or for validation.
+        UserError: a source can't be read, is not what it was when the run was planned, or gives no document for
+            training or for validation.
     """
-    check(job.config)
+    require_same(job.config, job.identity)
     workers = job.config.corpus.workers or cores()
     with processes(workers) as pool, closing(ThreadPoolExecutor(max(_DOWNLOADS, 2 * workers) + 2)) as threads:
         sources = _sources(job, pool, threads, workers)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 from nanocode_core.config import Config
@@ -30,6 +31,24 @@ def source_identity(config: Config) -> dict[str, Any]:
         elif isinstance(source, FilesSource):
             found[f"corpus.files.{source.name}"] = files.identity(source)
     return found
+
+
+def require_same(config: Config, planned: Mapping[str, Any]) -> None:
+    """Raise UserError where the sources are not those that a run was planned with, of which its fingerprint tells.
+
+    Args:
+        planned: the identity of then, or a part of it.
+    """
+    for name, value in source_identity(config).items():
+        if planned.get(name, value) == value:
+            continue
+        if name == "corpus.python":
+            raise UserError(
+                "the embedded corpus is the Python of the machine that builds it, and this one has another Python or "
+                "other packages than the one that started the run; start the run in the cluster (`prefect deployment "
+                "run`, docs/gke.md), or set corpus.sources"
+            )
+        raise UserError(f"{name.removeprefix('corpus.')} changed since the run was started; start it again")
 
 
 def check(config: Config) -> None:

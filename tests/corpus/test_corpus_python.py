@@ -12,6 +12,7 @@ from nanocode_core.corpus import docstrings, python
 from nanocode_core.corpus.build import build
 from nanocode_core.corpus.text import digest
 from nanocode_core.corpus.units import Split
+from nanocode_core.errors import UserError
 from nanocode_core.jobs.job import Job
 
 LONG = '"""' + "x" * 300 + '"""'
@@ -145,3 +146,12 @@ async def fetch():
 )
 def test_what_has_no_docstrings_gives_none(source):
     assert docstrings.docstrings(source, "m") is None
+
+
+def test_another_python_than_the_one_that_planned_the_run_builds_no_corpus(tmp_path):
+    config = load_config("smoke", [f"run.cache={tmp_path / 'cache'}"])
+    planned = {"corpus.python": {"version": "3.11.2", "packages": "another"}}
+    job = Job("corpus", "0" * 16, config, {}, tmp_path, tmp_path / "out", None, identity=planned)
+    with pytest.raises(UserError, match=r"start the run in the cluster .* or set corpus\.sources"):
+        build(job)
+    assert not (tmp_path / "out").exists()
