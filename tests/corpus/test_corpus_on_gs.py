@@ -41,7 +41,7 @@ def test_files_on_gs_give_the_same_corpus(corpus, faulty: FaultProxy, tmp_path: 
     for name in NAMES:
         Files(place).upload(here / name, name)
     _, expected = corpus(section(str(here)), "here")
-    faulty.faults = Faults(unavailable=0.05, reset=0.05, cut=0.1, short=0.5, in_a_row=2)
+    faulty.faults = Faults(unavailable=0.05, reset=0.05, cut=0.1, short=0.8, in_a_row=2)
     _, out = corpus(section(place), "there")
     assert content(out) == content(expected)
     assert faulty.met["short"]
