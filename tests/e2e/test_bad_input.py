@@ -72,6 +72,7 @@ def test_store_below_a_file_is_not_writable(tmp_path):
     refused(nanocode(tmp_path, "speedrun", *SMALL, store=tmp_path / "file" / "store"), "store", "choose another")
 
 
+@pytest.mark.slow  # the hub is tried again for half a minute; tests/corpus has the shorter ways to fail
 def test_unreachable_hub(tmp_path):
     hub = source("hub", repo="some/where")
     done = nanocode(tmp_path, "speedrun", *SMALL, *hub, HF_ENDPOINT="http://127.0.0.1:9")
@@ -82,11 +83,12 @@ def test_unreachable_hub(tmp_path):
 @pytest.mark.parametrize(
     ("size", "args", "stage"),
     [
-        ("100k", SMALL, "corpus"),
+        pytest.param("100k", SMALL, "corpus", id="corpus", marks=pytest.mark.slow),
         # Room for the data but not for a checkpoint: tensorstore tells a full disk in words only.
-        ("3m", ("--preset", "smoke", "--stages", "corpus,tokenizer,tokens,pretrain"), "pretrain"),
+        pytest.param(
+            "3m", ("--preset", "smoke", "--stages", "corpus,tokenizer,tokens,pretrain"), "pretrain", id="checkpoint"
+        ),
     ],
-    ids=["corpus", "checkpoint"],
 )
 def test_full_disk_and_then_room(tmp_path, size, args, stage):
     disk = tmp_path / "disk"
