@@ -106,6 +106,7 @@ def test_full_disk_and_then_room(tmp_path, size, args, stage):
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow  # tests/store has these cases for a store by itself
 def test_damaged_file_and_newer_record(tmp_path):
     done = nanocode(tmp_path, "speedrun", *SMALL)
     assert done.returncode == 0, done.stderr

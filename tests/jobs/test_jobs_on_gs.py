@@ -38,6 +38,7 @@ def digests(log: Path) -> dict[str, str]:
     return {name: stage["digest"] for name, stage in stages.items()}
 
 
+@pytest.mark.slow  # the same on Kubernetes, with machines that are preempted: tests/controlplane
 @pytest.mark.timeout(1200)
 def test_a_lost_machine_is_replaced_by_another(gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = speedrun(f"gs://bucket/{tmp_path.name}/whole", tmp_path / "a", tmp_path / "whole.log")
