@@ -111,15 +111,16 @@ class _Run:
         job, plan = self._job, self._plan
         saved = self._checkpoints.newest()
         first, facts = (saved.step, saved.facts) if saved else (0, {})
-        with ThreadPoolExecutor(1, "compile") as thread:
-            compiling = thread.submit(self._compile, first)
-            if saved:
-                release(model)
-                state = self._checkpoints.restore(first, self._program.abstract({})[0])
-                job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
-            else:
-                state = self._program.initial(model)
-            step, seconds = compiling.result()
+        thread = ThreadPoolExecutor(1, "compile")
+        compiling = thread.submit(self._compile, first)
+        thread.shutdown(wait=False)  # who is told to go away leaves at once, whatever is being compiled
+        if saved:
+            release(model)
+            state = self._checkpoints.restore(first, self._program.abstract({})[0])
+            job.log(f"going on from the checkpoint after step {first} of {plan.steps}")
+        else:
+            state = self._program.initial(model)
+        step, seconds = compiling.result()
         job.rewind_metrics(first, facts.get("metrics_bytes"))
         self._announce()
         health = Health(job.stage, facts.get("first_loss"), self._checkpoints.last_good)

@@ -81,6 +81,28 @@ def at_line(job: Job, number: int, act: Callable[[], None]) -> None:
     job.metric = metric  # type: ignore[method-assign]
 
 
+def test_who_is_told_to_go_away_does_not_wait_for_the_compiler(job: Job) -> None:
+    ended = threading.Event()
+
+    def long(step: int) -> HostBatch:  # stands for the compiler, which asks for the shape of a batch first
+        os.kill(os.getpid(), signal.SIGTERM)
+        ended.wait(120)
+        return batch(step)
+
+    def leave(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, leave)  # as the worker does
+    begin = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(job, long)
+        assert time.monotonic() - begin < 60
+    finally:
+        ended.set()
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize("line", [1, 5, STEPS])
 def test_sigterm_saves_after_the_step_in_flight_and_the_next_start_goes_on(
     job: Job, world: Path, undisturbed: Undisturbed, line: int, capsys: pytest.CaptureFixture[str]
