@@ -38,8 +38,9 @@ def load_config(preset: str = "demo", sets: Iterable[str] = (), overrides: Mappi
     recipe = changes.get("recipe", "nanocode")
     if recipe not in RECIPES:
         raise UserError(f"unknown recipe {recipe!r}{_nearest(str(recipe), RECIPES)}; choose from {', '.join(RECIPES)}")
-    # From the defaults, so that one field of a section leaves the section's others as they are.
-    values = Config().model_dump(mode="json")
+    # From the defaults, so that one field of a section leaves the section's others as they are. Those from the
+    # environment are texts, which are judged below with all the rest.
+    values = Config().model_dump(mode="json", warnings=False)
     base = {"preset": preset, **PRESETS[preset]}
     of_recipe = base.pop(RECIPE_ONLY, {}).get(recipe, {})
     for layer in (base, RECIPES[recipe], of_recipe, changes):

@@ -314,7 +314,7 @@ class GKE(Section):
     """What the training stages and the evaluation run on: a slice such as v6e-8, a GPU node such as h100-8, or cpu."""
     hosts: Execution[Positive] = 1
     """Hosts of a job on `cpu`; a slice has as many as it has."""
-    spot: Execution[bool] = Field(default_factory=lambda: os.environ.get("NANOCODE_SPOT", "").lower() != "false")
+    spot: Execution[bool] = Field(default_factory=lambda: cast(Any, os.environ.get("NANOCODE_SPOT") or True))
     """Run on preemptible machines."""
     images: Execution[str] = Field(default_factory=lambda: os.environ.get("NANOCODE_IMAGES", ""))
     """Where the images lie: REGION-docker.pkg.dev/PROJECT/nanocode."""

@@ -146,3 +146,12 @@ def test_importing_the_core_imports_no_jax():
         "assert not {'jax', 'prefect', 'flax'} & set(sys.modules), sorted(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_settings_from_the_environment_are_judged_like_others(monkeypatch):
+    for text, spot in (("", True), ("no", False), ("FALSE", False), ("true", True)):
+        monkeypatch.setenv("NANOCODE_SPOT", text)
+        assert load_config("smoke").gke.spot is spot
+    monkeypatch.setenv("NANOCODE_SPOT", "sometimes")
+    with pytest.raises(UserError, match=r"gke.spot: .* \(got 'sometimes'\)"):
+        load_config("smoke")
