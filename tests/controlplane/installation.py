@@ -1,4 +1,4 @@
-"""What of k8s/ the tests install in the cluster, and what kustomize makes of it."""
+"""What of k8s/ the tests install in the cluster, what kustomize makes of it, and the jobs made from k8s/jobs."""
 
 import functools
 import shutil
@@ -11,7 +11,9 @@ from api import Object, Refused
 from cluster import Cluster, wait_for
 from programs import find_definitions, find_program
 
-from nanocode_core.config import PROJECT
+from nanocode_core.config import PROJECT, load_config
+from nanocode_core.jobs.gke.manifest import render
+from nanocode_core.jobs.spec import JobSpec
 
 NAMESPACE = "nanocode"
 SETTINGS = """\
@@ -64,3 +66,18 @@ def _knows(cluster: Cluster, version: str, kind: str) -> bool:
         return bool(cluster.api.resource(version, kind))
     except Refused:
         return False
+
+
+def rendered(accelerator: str, stage: str = "pretrain", *settings: str, run: str | None = None) -> Object:
+    """The Job or JobSet of a stage of d24, as the launcher would send it."""
+    spec = JobSpec(
+        stage=stage,
+        version=1,
+        build="a:b",
+        fingerprint="0123456789abcdef",
+        identity={},
+        inputs={},
+        config=load_config("d24", [f"gke.accelerator={accelerator}", "run.store=gs://bucket/x", *settings]),
+        accelerated=accelerator != "cpu",
+    )
+    return render(spec, run)

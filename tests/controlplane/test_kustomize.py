@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 from api import Object, Refused
 from cluster import Cluster, wait_for
-from installation import build, install_accounts, install_definitions
+from installation import build, install_accounts, install_definitions, rendered
 from programs import DEFINITIONS, find_program
 
-from nanocode_core.config import PROJECT, load_config
-from nanocode_core.jobs.gke.manifest import render
-from nanocode_core.jobs.spec import JobSpec
+from nanocode_core.config import PROJECT
 from nanocode_core.planning.accelerators import accelerators
 
 pytestmark = [pytest.mark.k8s]
@@ -34,21 +32,6 @@ def ready(cluster: Cluster) -> Cluster:
     install_accounts(cluster)
     install_definitions(cluster)
     return cluster
-
-
-def job(accelerator: str, stage: str = "pretrain", *settings: str) -> Object:
-    config = load_config("d24", [f"gke.accelerator={accelerator}", "run.store=gs://bucket/x", *settings])
-    spec = JobSpec(
-        stage=stage,
-        version=1,
-        build="a:b",
-        fingerprint="0123456789abcdef",
-        identity={},
-        inputs={},
-        config=config,
-        accelerated=accelerator != "cpu",
-    )
-    return render(spec)
 
 
 def pod(workload: Object) -> Object:
@@ -117,7 +100,7 @@ def test_all_but_the_pods_on_tpus_pass_the_strictest_standard(ready: Cluster) ->
                 "metadata": {"name": f"pods-{name}", "labels": {level: name}},
             }
         )
-    workloads = [*deployments(*DEPLOYED), *(job(name) for name in ("cpu", "h100-8", "v6e-8", "v6e-16"))]
+    workloads = [*deployments(*DEPLOYED), *(rendered(name) for name in ("cpu", "h100-8", "v6e-8", "v6e-16"))]
     seen = set()
     for workload in workloads:
         template = pod(workload)
@@ -138,7 +121,7 @@ def selects(selector: Object, labels: Object) -> bool:
 
 
 def test_whatever_selects_pods_selects_some() -> None:
-    workloads = [*deployments(*DEPLOYED), *(job("cpu", stage) for stage in ("synthetic", "eval"))]
+    workloads = [*deployments(*DEPLOYED), *(rendered("cpu", stage) for stage in ("synthetic", "eval"))]
     labels = [pod(item)["metadata"]["labels"] for item in workloads]
     for item in (item for name in DEPLOYED for item in build(name)):
         selector = None
@@ -157,7 +140,7 @@ def test_what_runs_commands_of_a_model_reaches_no_private_address_but_those_it_n
     (policy,) = [item for item in build("base") if item["metadata"]["name"] == "jobs-with-a-sandbox"]
     assert policy["spec"]["policyTypes"] == ["Egress"]
     for stage, held in {"synthetic": True, "eval": True, "pretrain": False}.items():
-        labels = pod(job("cpu", stage))["metadata"]["labels"]
+        labels = pod(rendered("cpu", stage))["metadata"]["labels"]
         assert selects(policy["spec"]["podSelector"], labels) == held, stage
     wide = [rule for rule in policy["spec"]["egress"] if any("except" in to.get("ipBlock", {}) for to in rule["to"])]
     (rule,) = wide
@@ -178,7 +161,7 @@ def test_jobs_find_the_teacher_under_the_address_of_the_guide(name: str) -> None
     (rule,) = policy["spec"]["ingress"]
     assert rule["ports"] == [{"port": port["port"]}]
     assert any(
-        selects(of["podSelector"], pod(job("cpu", "synthetic"))["metadata"]["labels"]) for of in rule["from"][:1]
+        selects(of["podSelector"], pod(rendered("cpu", "synthetic"))["metadata"]["labels"]) for of in rule["from"][:1]
     )
     (container,) = pod(deployment)["spec"]["containers"]
     assert f"--port={port['port']}" in container["args"]
@@ -192,7 +175,7 @@ def test_the_teacher_spans_the_accelerator_that_it_asks_for(name: str) -> None:
     spec = pod(the(build(name), "Deployment"))["spec"]
     # The machine is one that a job can have: the same selector, but for spot, and the same number of chips.
     accelerator = {"teacher/tpu": "v6e-8", "teacher/gpu": "h100-1"}[name]
-    ours = pod(job(accelerator, "pretrain", "gke.spot=false"))["spec"]
+    ours = pod(rendered(accelerator, "pretrain", "gke.spot=false"))["spec"]
     assert spec["nodeSelector"] == ours["nodeSelector"]
     chips = {key: value for key, value in ours["containers"][0]["resources"]["limits"].items() if "/" in key}
     assert chips.items() <= container["resources"]["limits"].items()
@@ -262,7 +245,7 @@ def test_the_queue_has_a_kind_of_machine_and_a_quota_for_every_job(name: str) ->
     }
     groups = the(documents, "ClusterQueue")["spec"]["resourceGroups"]
     assert {flavor["name"] for group in groups for flavor in group["flavors"]} == flavors.keys()
-    spec = pod(job(name))["spec"]
+    spec = pod(rendered(name))["spec"]
     for resource in spec["containers"][0]["resources"]["requests"]:
         (group,) = [group for group in groups if resource in group["coveredResources"]]
         # As Kueue does it: of the selector, only labels count that some flavor of the group has.

@@ -2,12 +2,9 @@
 
 import pytest
 from cluster import Cluster
-from installation import build
+from installation import build, rendered
 from kubernetes.client import ApiClient, AuthorizationV1Api
 
-from nanocode_core.config import load_config
-from nanocode_core.jobs.gke.manifest import render
-from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.planning.accelerators import accelerators
 
 pytestmark = [pytest.mark.k8s]
@@ -26,18 +23,7 @@ def installed(cluster: Cluster) -> list[dict]:
 @pytest.mark.parametrize("name", accelerators())
 def test_the_server_takes_a_job_for_every_accelerator(cluster: Cluster, installed: list[dict], name: str) -> None:
     for extra in ([], ["gke.spot=false", "gke.queue=tpus", "gke.priority=system-node-critical"]):
-        config = load_config("d24", [f"gke.accelerator={name}", "run.store=gs://bucket/x", *extra])
-        spec = JobSpec(
-            stage="pretrain",
-            version=1,
-            build="a:b",
-            fingerprint="0123456789abcdef",
-            identity={},
-            inputs={},
-            config=config,
-            accelerated=True,
-        )
-        body = render(spec, run="7d7f3f6e-0000-4000-8000-000000000000")
+        body = rendered(name, "pretrain", *extra, run="7d7f3f6e-0000-4000-8000-000000000000")
         (made,) = cluster.apply([body], dry_run=True)
         assert made["kind"] == body["kind"]
 
