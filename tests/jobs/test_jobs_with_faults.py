@@ -23,18 +23,15 @@ def run(store: str, cache: Path, stages: list[str] | None, settings: list[str]) 
     return {outcome.stage: outcome.digest for outcome in outcomes if outcome.stage != "report"}, lines
 
 
-def disturb(proxy: FaultProxy) -> None:
-    proxy.faults = Faults(unavailable=0.05, reset=0.02, lost=0.02, cut=0.02, short=0.02, stall=0.01, stalls=2)
-
-
 @pytest.mark.timeout(600)
 def test_the_stages_of_the_data_come_through_faults(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
     stages = ["corpus", "tokenizer", "tokens"]
     expected, _ = run(str(tmp_path / "store"), tmp_path / "a", stages, SETTINGS)
-    disturb(faulty)
+    # A hundred requests in all: with these shares one run in a thousand million would meet no fault.
+    faulty.faults = Faults(unavailable=0.1, reset=0.05, lost=0.05, cut=0.1, short=0.1, stall=0.02, stalls=2)
     digests, lines = run(f"gs://bucket/{tmp_path.name}", tmp_path / "b", stages, SETTINGS)
     assert digests == expected, "\n".join(lines)
-    assert sum(faulty.met[kind] for kind in KINDS) > 10
+    assert any(faulty.met[kind] for kind in KINDS), faulty.met
     assert not Files(f"gs://bucket/{tmp_path.name}").list("work")
 
 
@@ -43,7 +40,7 @@ def test_the_stages_of_the_data_come_through_faults(faulty: FaultProxy, tmp_path
 def test_the_whole_pipeline_comes_through_faults(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
     settings = ["checkpoints.steps=1", "run.mirror_seconds=1"]
     expected, _ = run(str(tmp_path / "store"), tmp_path / "a", None, settings)
-    disturb(faulty)
+    faulty.faults = Faults(unavailable=0.05, reset=0.02, lost=0.02, cut=0.02, short=0.02, stall=0.01, stalls=2)
     digests, lines = run(f"gs://bucket/{tmp_path.name}", tmp_path / "b", None, settings)
     print(dict(faulty.met))
     assert digests == expected, "\n".join(lines)
