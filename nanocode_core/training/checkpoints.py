@@ -12,6 +12,7 @@ a host array still refers (tests/training/test_checkpoints.py holds it to that).
 """
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -33,7 +34,9 @@ TRIES = 10
 MISSES = 5
 """So many saves in a row may fail for want of the network: training goes on meanwhile."""
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-_STORAGE = (*_REFUSED, "UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED")
+_PASSING = tuple(
+    ["UNAVAILABLE", "DATA_LOSS", "OUT_OF_RANGE", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED", "ABORTED"]
+)
 """How the messages of tensorstore's ValueErrors begin that are about the storage, not about what is stored."""
 
 
@@ -151,7 +154,7 @@ class Checkpoints:
             try:
                 flat = self._read(place, self._ocp.args.PyTreeRestore(target, restore_args=arguments))
             except (ValueError, KeyError) as error:
-                if str(error).startswith(_STORAGE):
+                if self._files.directory is None and (_passing(error) or str(error).startswith(_REFUSED)):
                     raise
                 reason = str(error).strip().partition("\n")[0][:200]
                 raise UserError(
@@ -165,9 +168,11 @@ class Checkpoints:
         for left in reversed(range(TRIES)):
             try:
                 return self._writer.restore(place, args=arguments)
-            except ValueError as error:
-                if not left or "://" not in place or str(error).startswith(_REFUSED):
-                    raise
+            except Exception as told:
+                # Around what comes up while it reads an array, Orbax puts an Exception that does not say it.
+                error = told.__cause__ if type(told) is Exception and told.__cause__ else told
+                if not left or self._files.directory is not None or not _passing(error):
+                    raise error from error.__cause__
                 self._log(f"checkpoint {place} could not be read, trying again: {str(error)[:200]}")
         raise AssertionError
 
@@ -248,6 +253,12 @@ class Checkpoints:
 
     def _place(self, step: int) -> str:
         return f"{self._files.root}/{step}"
+
+
+def _passing(error: BaseException) -> bool:
+    """Whether reading a checkpoint failed on its way, so that it may succeed again: its files are sound."""
+    cut = isinstance(error, json.JSONDecodeError)
+    return cut or (isinstance(error, ValueError) and str(error).startswith(_PASSING))
 
 
 def _abstract(leaf: Any) -> Any:

@@ -68,6 +68,7 @@ class FaultProxy:
 
     Attributes:
         upstream: address of the server.
+        short_once: pattern of "GET bucket/object"; the first download of each part of what fits comes short.
         met: how many requests there were ("requests"), and how many met each fault.
     """
 
@@ -76,11 +77,13 @@ class FaultProxy:
     seed: int = 0
     faults: Faults = field(default_factory=Faults)
     rules: list[Rule] = field(default_factory=list)
+    short_once: str | None = None
     met: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
         self._row: Counter[str] = Counter()
+        self._shortened: set[str] = set()
 
     def refuse(self, pattern: str, status: int = 403, message: str | None = None) -> None:
         """Answer requests for "METHOD bucket/object" that fit the pattern with a status, as Google words it."""
@@ -90,7 +93,7 @@ class FaultProxy:
 
     def calm(self) -> None:
         """Let all requests pass from now on."""
-        self.faults, self.rules = Faults(), []
+        self.faults, self.rules, self.short_once = Faults(), [], None
 
     async def serve(
         self, client: httpx.AsyncClient, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -121,6 +124,10 @@ class FaultProxy:
                 self.met[str(rule.status)] += 1
                 return _refusal(rule, path)
         fault = self._choose(f"{name} {path}", method, path)
+        part = f"{name} {dict(request.headers).get(b'range')!r}"
+        if self.short_once and re.search(self.short_once, name) and DOWNLOADS.search(path):
+            fault = fault if part in self._shortened else "short"
+            self._shortened.add(part)
         if fault:
             self.met[fault] += 1
         if fault == "unavailable":

@@ -48,14 +48,22 @@ def run(url: str, saves: int = 2) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow  # about one run in six ends with an error that is not understood yet
+def test_arrays_that_arrive_short_are_read_again(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
+    url = f"gs://bucket/{tmp_path.name}"
+    assert run(url)["sound"] == [True]
+    faulty.short_once = r"/4/ocdbt"  # the arrays' own bytes in the last of its checkpoints
+    found = run(url)
+    assert (found["error"], found["sound"]) == (None, [True, True])
+    assert any("could not be read, trying again: OUT_OF_RANGE" in line for line in found["log"])
+
+
 @pytest.mark.timeout(300)
 def test_checkpoints_come_through_faults(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
     faulty.faults = Faults(unavailable=0.02, reset=0.02, lost=0.02, cut=0.02, short=0.04, stall=0.01, stall_seconds=2)
     found = run(f"gs://bucket/{tmp_path.name}")
     assert found["error"] is None
     assert found["sound"] in ([True], [])  # nothing to restore where the first ones were left out
-    assert sum(faulty.met[kind] for kind in ("unavailable", "reset", "lost", "cut", "short")) > 3
+    assert any(faulty.met[kind] for kind in ("unavailable", "reset", "lost", "cut", "short")), faulty.met
 
 
 def test_training_goes_on_without_a_save_or_four_but_not_for_ever(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
