@@ -8,6 +8,7 @@ status() {
         say "cluster $CLUSTER in $ZONE: ${FOUND//$'\t'/, version }"
         must "credentials" gcloud container clusters get-credentials "$CLUSTER" "--location=$ZONE" --dns-endpoint
         status_pools
+        status_teacher
         status_jobs
     else
         say "cluster $CLUSTER in $ZONE: not there"
@@ -50,6 +51,18 @@ node_cost() (
     rate=$(price "$CHIP" "$3")
     [[ ! $rate ]] || dollars "$((CHIPS * $2 / HOSTS))" "$rate"
 )
+
+status_teacher() {
+    must "teacher" kubectl get deployments --selector=app.kubernetes.io/component=teacher --namespace=nanocode \
+        '--output=jsonpath={range .items[*]}{.status.readyReplicas} of {.spec.replicas} ready{end}'
+    if [[ $FOUND ]]; then
+        # The field is missing as long as none is ready.
+        [[ $FOUND == " "* ]] && FOUND=0$FOUND
+        say "teacher: $FOUND; it keeps its machine until deploy/gke teacher down"
+    else
+        say "teacher: not there"
+    fi
+}
 
 status_jobs() {
     echo

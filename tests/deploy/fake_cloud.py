@@ -243,6 +243,8 @@ def kubectl(state, words, flags):
         case ["get", "nodes"]:
             pools = [thing for key, thing in state["things"].items() if key.startswith("pool ")]
             return "\n".join(pool["name"] for pool in pools for _ in range(pool["nodes"]))
+        case ["get", "deployments"] if flags.get("selector") == "app.kubernetes.io/component=teacher":
+            return " of 1 ready" if "teacher" in objects else None  # as kubectl prints it while none is ready
         case ["get", "jobsets,jobs"]:
             return state.get("jobs")
         case _:

@@ -389,6 +389,9 @@ def test_status_says_what_is_there_and_what_it_costs(cloud):
     assert rows["default"][-1] == "?"
     assert "$9.17 an hour by prices.toml; nodes without a price there: 1;" in output
     assert f"bucket {STORE}: 3.00 GiB" in output
+    assert "teacher: not there" in output
+    cloud.gke("teacher", "up", "gpu", *PLACE, "--yes")
+    assert "teacher: 0 of 1 ready; it keeps its machine" in cloud.gke("status", *PLACE)
 
 
 def test_shellcheck_finds_nothing():
