@@ -23,7 +23,7 @@ teacher_up() {
 }
 
 teacher_down() {
-    say "the teacher will be removed: a run that asks it ends, and goes on when both are started again"
+    say "the teacher will be removed: a run that asks it waits half an hour for another one, then ends with its answers kept"
     confirm "remove it?"
     credentials
     run "teacher" kubectl delete \

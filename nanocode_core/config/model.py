@@ -271,6 +271,9 @@ class Synthetic(Section):
     """Assistant turns in a rollout, at most."""
     concurrency: Execution[Positive] = 16
     """Requests to the teacher at a time."""
+    patience_seconds: Execution[Count] = 1_800
+    """How long to wait for a teacher that has answered and then goes away: a preempted spot machine comes
+    back, with its model loaded, after minutes."""
 
 
 class SFT(Section):

@@ -51,7 +51,7 @@ def build(job: "Job") -> dict[str, Any]:
         job.log(f"{len(answers)} answers of the teacher are kept from an earlier start")
     with contextlib.closing(answers), _endpoint(settings.teacher, settings.base_url) as endpoint, Sandbox() as sandbox:
         job.log(f"teacher {endpoint.model} at {endpoint.base_url}; sandbox isolates: {sandbox.isolation}")
-        teacher = Teacher(endpoint, answers)
+        teacher = Teacher(endpoint, answers, settings.patience_seconds, job.log)
         studio = Studio(
             teacher,
             Prompts(soul, settings.draft_temperature, settings.critique_temperature),

@@ -5,13 +5,15 @@ uses it; a restart finds it there and asks only for what is missing. Keys come f
 (OPENAI_API_KEY, OPENROUTER_API_KEY) and go nowhere but into the request.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +28,10 @@ OPENROUTER = "https://openrouter.ai/api/v1"
 SECONDS = 180.0
 RETRIES = 8
 """By the client itself, with exponential backoff: connection errors, timeouts, 408, 409, 429, 5xx."""
+PAUSE = 5.0
+"""Seconds before the client is sent again to a teacher that is away."""
+TELL = 60.0
+"""Seconds between two lines that say so."""
 
 
 class BadAnswer(Exception):
@@ -133,13 +139,22 @@ class Answers:
 class Teacher:
     """Asks one endpoint, or finds the answer among those kept.
 
+    Args:
+        patience: seconds that a request waits for an endpoint which has answered before and now does not; one
+            that never has is an error at once, for most likely its address is wrong.
+        log: told that it waits, in a line a minute.
+
     Attributes:
         asked: requests that went to the endpoint.
     """
 
-    def __init__(self, endpoint: Endpoint, answers: Answers) -> None:
+    def __init__(
+        self, endpoint: Endpoint, answers: Answers, patience: float, log: Callable[[str], None] = print
+    ) -> None:
         self._endpoint = endpoint
         self._answers = answers
+        self._patience, self._log = patience, log
+        self._has_answered, self._told = len(answers) > 0, -TELL
         self._client = openai.AsyncOpenAI(
             base_url=endpoint.base_url, api_key=endpoint.key, timeout=SECONDS, max_retries=RETRIES
         )
@@ -176,30 +191,50 @@ class Teacher:
 
     async def _complete(self, request: Request) -> str:
         place = f"the teacher {self._endpoint.model!r} at {self._endpoint.base_url}"
-        try:
-            self.asked += 1
-            # The client's generic request: its typed one walks through schema and answer piece by
-            # piece, for longer than the scripted teacher needs to answer.
-            completion: Any = await self._client.post(
-                "/chat/completions",
-                body={
-                    "model": self._endpoint.model,
-                    "messages": request.messages,
-                    "temperature": request.temperature,
-                    "response_format": request.response_format,
-                },
-                cast_to=object,
-            )
-        except openai.AuthenticationError:
-            raise UserError(f"{place} refuses the key; check OPENAI_API_KEY or OPENROUTER_API_KEY") from None
-        except openai.APIConnectionError as error:
-            raise UserError(f"{place} does not answer ({error}); check synthetic.base_url, then run again") from None
-        except openai.APIStatusError as error:
-            text = " ".join(error.message.split())[:200]
-            raise UserError(
-                f"{place} answers with status {error.status_code}: {text}; what it has answered is kept"
-            ) from None
+        self.asked += 1
+        begin = time.monotonic()
+        while True:
+            try:
+                completion = await self._post(request)
+                break
+            except openai.AuthenticationError:
+                raise UserError(f"{place} refuses the key; check OPENAI_API_KEY or OPENROUTER_API_KEY") from None
+            except (openai.APIConnectionError, openai.InternalServerError) as error:
+                if not self._has_answered or time.monotonic() - begin > self._patience:
+                    raise _away(place, error) from None
+                if time.monotonic() - self._told >= TELL:
+                    self._told = time.monotonic()
+                    self._log(f"{place} is away ({_reason(error)}): waiting up to {self._patience:.0f} s for it")
+            except openai.APIStatusError as error:
+                raise _away(place, error) from None
+            await asyncio.sleep(PAUSE)
+        self._has_answered = True
         try:
             return str(completion["choices"][0]["message"]["content"])
         except (KeyError, IndexError, TypeError):
             raise BadAnswer("not a chat completion") from None
+
+    async def _post(self, request: Request) -> Any:
+        # The client's generic request: its typed one walks through schema and answer piece by
+        # piece, for longer than the scripted teacher needs to answer.
+        return await self._client.post(
+            "/chat/completions",
+            body={
+                "model": self._endpoint.model,
+                "messages": request.messages,
+                "temperature": request.temperature,
+                "response_format": request.response_format,
+            },
+            cast_to=object,
+        )
+
+
+def _reason(error: openai.APIError) -> str:
+    text = " ".join(error.message.split())[:200]
+    return f"status {error.status_code}: {text}" if isinstance(error, openai.APIStatusError) else text
+
+
+def _away(place: str, error: openai.APIError) -> UserError:
+    if isinstance(error, openai.APIStatusError):
+        return UserError(f"{place} answers with {_reason(error)}; what it has answered is kept")
+    return UserError(f"{place} does not answer ({_reason(error)}); check synthetic.base_url, then run again")

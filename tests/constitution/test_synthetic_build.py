@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import os
@@ -6,9 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import Counter
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow.parquet as pq
@@ -197,3 +200,49 @@ def test_an_unreachable_teacher_is_a_clear_error(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"does not answer .*synthetic\.base_url"):
         run(tmp_path, "synthetic.teacher=big-model", "synthetic.base_url=http://127.0.0.1:9/v1")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@contextlib.contextmanager
+def listening(port: int = 0):
+    """The scripted teacher, as a server that the test may kill; its process and its port."""
+    command = [sys.executable, "-m", "nanocode_core.constitution.scripted", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, urlsplit(json.loads(process.stdout.readline())["base_url"]).port
+        finally:
+            process.kill()
+
+
+def test_a_teacher_that_has_answered_is_waited_for(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("nanocode_core.constitution.teacher.RETRIES", 0)
+    monkeypatch.setattr("nanocode_core.constitution.teacher.PAUSE", 0.1)
+    answers = tmp_path / "answers.jsonl"
+
+    over = threading.Event()
+
+    def preempt(process: subprocess.Popen, port: int) -> None:
+        while not answers.exists() or answers.stat().st_size < 10_000:
+            if over.wait(0.01):
+                return
+        process.kill()
+        time.sleep(1)
+        with listening(port):
+            over.wait()
+
+    with listening() as (process, port):
+        thread = threading.Thread(target=preempt, args=(process, port))
+        thread.start()
+        try:
+            run(tmp_path, f"synthetic.base_url=http://127.0.0.1:{port}/v1")
+        finally:
+            over.set()
+            thread.join()
+    assert digests(tmp_path) == digests(made)
+    assert capsys.readouterr().out.count("is away (Connection error.): waiting up to 1800 s") == 1
+    with pytest.raises(UserError, match=r"does not answer .*synthetic\.base_url"):  # its patience has an end
+        run(
+            tmp_path,
+            "synthetic.rollouts=72",
+            "synthetic.patience_seconds=1",
+            f"synthetic.base_url=http://127.0.0.1:{port}/v1",
+        )
