@@ -14,6 +14,7 @@ from store_helpers import put, python
 from nanocode_core.errors import StorageError
 from nanocode_core.store import Store, cache
 from nanocode_core.store.cache import Cache
+from nanocode_core.store.local import replacing
 
 fork = multiprocessing.get_context("forkserver")
 SIZE = 3000 + 3 + 12  # of what `put` publishes
@@ -33,7 +34,9 @@ def release():
 
 
 def fill(path: Path, size: int) -> None:
-    (path / "data").write_bytes(b"x" * size)
+    """As a download does: another process that uses the entry sees all of a file or nothing."""
+    with replacing(path / "data") as partial:
+        partial.write_bytes(b"x" * size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,6 +117,7 @@ USER = """
 import sys, time
 from pathlib import Path
 from nanocode_core.store.cache import Cache
+from nanocode_core.store.local import replacing
 path = Cache(Path(sys.argv[1]), 10).admit("stage", "used", 8)
 (path / "data").write_bytes(b"x" * int(sys.argv[2]))
 print("used", flush=True)
@@ -161,7 +165,8 @@ def _use(directory, number, rounds, barrier, queue):
         fill(path, 10)
         time.sleep(0.002)
         sound = sound and (path / "data").read_bytes() == b"x" * 10
-        sound = sound and sum(entry.size for entry in shelf.entries()) <= 30
+        with shelf._alone():  # a look at entries that come and go meanwhile would see both of a swap
+            sound = sound and sum(entry.size for entry in shelf.entries()) <= 30
         os.close(cache._held.pop(path))
     queue.put(sound)
 
