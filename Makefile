@@ -11,8 +11,8 @@ ARGS ?=
 speedrun: $(READY)  ## train the demo agent, write the report (ARGS="--preset d3 --set training.steps=50")
 	$(BIN)/nanocode speedrun $(ARGS)
 
-test: $(READY)  ## the tests, under 15 minutes on two cores
-	$(BIN)/pytest -m "not slow and not k8s" $(ARGS)
+test: $(READY)  ## the tests, three at a time since many wait: under 15 minutes on two cores
+	$(BIN)/pytest -n 3 --dist worksteal -m "not slow and not k8s" $(ARGS)
 
 test-k8s: $(READY)  ## the launcher on a Kubernetes control plane of this machine (needs Go, which builds it once)
 	$(BIN)/pytest -m k8s $(ARGS)
