@@ -16,6 +16,10 @@ from typing import Any
 
 from nanocode_core.config import Config
 from nanocode_core.store import Artifact, Store
+from nanocode_core.store.local import replacing
+
+PROGRESS = "progress.txt"
+"""File in the work directory: the newest progress line, for who can't read the log."""
 
 
 @dataclass
@@ -101,7 +105,9 @@ class Job:
         os.replace(partial, self.metrics_path)
 
     def progress(self, done: int, total: int, unit: str, note: str = "") -> None:
-        """Print a progress line, at most one in five seconds, always the last one."""
+        """Print a progress line, at most one in five seconds, always the last one; it is kept in `work` too."""
+        if not self.primary:
+            return
         now = time.monotonic()
         if self._first is None:
             self._first = (now, done)
@@ -111,4 +117,7 @@ class Job:
         since, start = self._first
         left = (now - since) / max(1, done - start) * (total - done) if done > start else None
         clock = f", {left // 60:.0f}:{left % 60:02.0f} left" if left is not None and done < total else ""
-        self.log(f"{done}/{total} {unit} ({100 * done // max(1, total)}%{clock}){'  ' + note if note else ''}")
+        text = f"{done}/{total} {unit} ({100 * done // max(1, total)}%{clock}){'  ' + note if note else ''}"
+        with replacing(self.work / PROGRESS) as path:  # before the log, so that it is never newer
+            path.write_text(f"{self.stage}: {text}")
+        self.log(text)

@@ -24,7 +24,7 @@ from typing import Any
 
 from nanocode_core.errors import LeaseLost, PeersLost, StorageError, UserError
 from nanocode_core.jobs import tether
-from nanocode_core.jobs.job import Job
+from nanocode_core.jobs.job import PROGRESS, Job
 from nanocode_core.jobs.provenance import Stopwatch, provenance
 from nanocode_core.jobs.spec import BAD_INPUT, BUG, DONE, OUTAGE, PREEMPTED, VARIABLE, JobSpec
 from nanocode_core.store import Artifact, Lease, Store
@@ -186,7 +186,7 @@ def _call(spec: JobSpec, job: Job) -> dict[str, Any]:
 def _tidy(spec: JobSpec, store: Store) -> None:
     """Remove the work directory of a refused job if nothing was saved there."""
     work = store.work_dir(spec.stage, spec.fingerprint)
-    if any(path.is_file() and path.name not in (CLOCK, MARK) for path in work.rglob("*")):
+    if any(path.is_file() and path.name not in (CLOCK, MARK, PROGRESS) for path in work.rglob("*")):
         return
     with contextlib.suppress(StorageError):  # the refusal is what to report
         store.clear_work(spec.stage, spec.fingerprint)

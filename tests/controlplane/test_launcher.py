@@ -1,6 +1,7 @@
 """The launcher on a real control plane, with a store on gs://: how jobs begin, wait, end, crash and are adopted."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from agent import Agent
 from cluster import Cluster, wait_for
 from gcs import environment
 from installation import install_accounts
+from urllib3.exceptions import HTTPError
 
 from nanocode_core.config import PROJECT, load_config
 from nanocode_core.errors import UserError
@@ -172,6 +174,23 @@ def test_a_preempted_job_goes_on_elsewhere(world: World, agent: Agent, node: str
     assert begun[-1] > 0
     assert world.value(spec) == "40"
     agent.remove_node(other)
+
+
+def test_progress_comes_from_the_store_where_no_log_does(
+    world: World, node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise HTTPError("no route to the node")
+
+    monkeypatch.setattr(Asked, "log", unreachable)
+    monkeypatch.setattr("nanocode_core.jobs.gke.launcher.SILENCE_SECONDS", 1.0)
+    spec = world.spec("count", 'gke.environment={"TOY_PACE": "0.4"}')
+    world.launch(spec)
+    assert world.value(spec) == "40"
+    steps = [int(found[1]) for line in world.lines if (found := re.match(r"toy: (\d+)/40 steps \(", line))]
+    assert len(steps) > 1
+    assert steps == sorted(set(steps))
+    assert not world.said("toy: from")
 
 
 def test_who_comes_back_follows_the_same_job_and_a_cancellation_deletes_it(world: World, node: str) -> None:

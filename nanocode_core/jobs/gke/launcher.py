@@ -7,7 +7,6 @@ follower ends: who comes next adopts the job. `cancel` is for who wants it gone.
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from nanocode_core.errors import StorageError, UserError
@@ -23,6 +22,8 @@ LOOK_SECONDS = 2.0
 """Between two looks at a job and its pods."""
 GONE_SECONDS = 60.0
 """How long to wait for an old object of the same name to go."""
+SILENCE_SECONDS = 60.0
+"""After so long without a line of the log the job's progress is looked up in the store."""
 TERMINATED = 143
 """Exit code of a process that SIGTERM ended before it could answer."""
 
@@ -90,7 +91,7 @@ class _Follower:
         self._progress = Progress(spec)
         self._told: set[tuple[str, str]] = set()
         self._ended: dict[str, Pod] = {}
-        self._since = datetime.now(UTC)
+        self._heard = time.time()
 
     def follow(self) -> None:
         """Until the job has ended well; raises as GKELauncher.run does."""
@@ -100,6 +101,7 @@ class _Follower:
                 state = self._cluster.state(self._kind, self._name)
                 pods = self._cluster.pods(self._name)
                 self._look(pods)
+                self._listen()
                 if state is None or (uid is not None and state.uid != uid):
                     raise JobFailed(f"{self._kind} {self._name} was deleted; run again to go on from its last save")
                 uid = state.uid
@@ -126,6 +128,19 @@ class _Follower:
                 if pod.exit_code != 0:
                     self._line(f"{pod.name} on {pod.node} {_how(pod)}")
                     self._judge(pod)
+
+    def _listen(self) -> None:
+        """Where the log is silent (its node may be out of reach), say how far the job was at its last save."""
+        self._heard = max(self._heard, self._log.newest)
+        if time.time() - self._heard < SILENCE_SECONDS:
+            return
+        self._heard = time.time()
+        try:
+            saved = self._progress.line(self._log.newest)
+        except StorageError as error:
+            saved = f"could not look at the job's saves: {error}"
+        if saved:
+            self._line(saved)
 
     def _judge(self, pod: Pod) -> None:
         """Stop a job that crashes again and again without getting anywhere."""

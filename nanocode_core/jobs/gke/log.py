@@ -16,6 +16,7 @@ class LogFollower:
 
     Attributes:
         error: the last line that began with "error: ", without that.
+        newest: when the newest line was written, Unix seconds; 0: there is none yet.
     """
 
     def __init__(self, cluster: Cluster, line: Callable[[str], None]) -> None:
@@ -24,6 +25,7 @@ class LogFollower:
         self._end = threading.Event()
         self._ended: set[str] = set()
         self.error: str | None = None
+        self.newest = 0.0
 
     def follow(self, pod: Pod) -> None:
         """Begin to follow a pod's log, and note when it has ended; again: nothing else happens."""
@@ -58,6 +60,7 @@ class LogFollower:
                         continue
                     seen = [*seen, text] if stamp == since else [text]
                     since = stamp
+                    self.newest = max(self.newest, stamp.timestamp())
                     self._take(text)
                 if over:
                     return

@@ -1,8 +1,9 @@
-"""Whether a job that crashes gets anywhere: what its saves in the store say."""
+"""How far a job is, and whether one that crashes gets anywhere: what its saves in the store say."""
 
+from nanocode_core.jobs.job import PROGRESS
 from nanocode_core.jobs.spec import JobSpec
 from nanocode_core.store import Store
-from nanocode_core.store.mirror import read_index
+from nanocode_core.store.mirror import PIECES, read_index
 from nanocode_core.store.store import work_path
 from nanocode_core.training.manifest import MANIFEST
 
@@ -10,13 +11,14 @@ CLOCK = "clock.json"
 
 
 class Progress:
-    """Counts the crashes of a job since it last got further."""
+    """Reads a job's saves, and counts its crashes since it last got further."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._files = Store.of(spec.config).work_files
         self._folder = work_path(spec.stage, spec.fingerprint)
         self._best = (-1, -1)
         self._crashes = 0
+        self._given = 0.0
 
     def crashed(self) -> tuple[int, str]:
         """Note a crash; how many there were since the last progress, and in words how far the job is.
@@ -30,6 +32,26 @@ class Progress:
         step, size = self._best
         return self._crashes, f"its checkpoint after step {step}" if step >= 0 else f"{size:,} saved bytes"
 
+    def line(self, since: float) -> str | None:
+        """The job's newest progress line as it was saved; None where it was given before, or is not from after `since`.
+
+        Args:
+            since: Unix seconds.
+
+        Raises:
+            StorageError: the store can't be read.
+        """
+        index, _ = read_index(self._files, self._folder)
+        found = index.files.get(PROGRESS) if index else None
+        if found is None or found.modified / 1e9 <= max(since, self._given):
+            return None
+        try:
+            parts = [self._files.read(f"{self._folder}/{PIECES}/{name}") for name, _ in found.pieces]
+        except FileNotFoundError:
+            return None  # the job has just saved a newer one, or ended
+        self._given = found.modified / 1e9
+        return b"".join(parts).decode()
+
     def _reached(self) -> tuple[int, int]:
         """The step of the newest complete checkpoint (-1: none), and the bytes of the other saved files."""
         steps = [-1]
@@ -39,4 +61,4 @@ class Progress:
                 steps.append(int(name))
         index, _ = read_index(self._files, self._folder)
         files = index.files if index else {}
-        return max(steps), sum(entry.size for name, entry in files.items() if name != CLOCK)
+        return max(steps), sum(entry.size for name, entry in files.items() if name not in (CLOCK, PROGRESS))
