@@ -4,6 +4,7 @@ The versions are those of controlplane/go.mod; a change there builds anew. A tes
 where there is neither the program nor a Go toolchain.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -44,10 +45,15 @@ def find_program(name: str) -> str:
         return str(Path(assets) / name)
     program = cache() / name
     if not program.exists():
-        if not shutil.which("go"):
+        if not has_go():
             pytest.skip(f"needs {name}: install Go, which builds it from {MODULE.name}/go.mod")
         build(name, program)
     return str(program)
+
+
+def has_go() -> bool:
+    """Whether programs can be built here."""
+    return shutil.which("go") is not None
 
 
 def cache() -> Path:
@@ -58,8 +64,15 @@ def cache() -> Path:
 
 
 def build(name: str, target: Path) -> None:
-    """Build a program; it appears at `target` in one step."""
+    """Build a program, unless another process has just done it; it appears at `target` in one step."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _build(name, target)
+
+
+def _build(name: str, target: Path) -> None:
     partial = target.with_name(f".{name}-{os.getpid()}")
     major, minor, _ = kubernetes().split(".")
     values = {"gitVersion": f"v{kubernetes()}", "gitMajor": major, "gitMinor": minor}
@@ -84,7 +97,7 @@ def _manifests(name: str, module: str, source: str) -> Path:
     """Manifests of a module, kept beside the programs under a name: a cache may outlive Go."""
     kept = cache() / name
     if not kept.exists():
-        if not shutil.which("go"):
+        if not has_go():
             pytest.skip(f"needs the manifests of {module}: install Go, which finds them")
         command = ["go", "mod", "download", "-json", module]
         found = json.loads(subprocess.run(command, cwd=MODULE, check=True, capture_output=True).stdout)
