@@ -16,7 +16,7 @@ NUMBERS = itertools.count(1)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build what the chosen tests need, here or elsewhere, before the first: a first build takes longer than it may."""
+    """Build what the chosen tests need, here or elsewhere, before the first: building takes longer than a test may."""
     needed: set[str] = set()
     for item in session.items:
         if item.get_closest_marker("k8s"):

@@ -176,13 +176,15 @@ def test_a_preempted_job_goes_on_elsewhere(world: World, agent: Agent, node: str
     agent.remove_node(other)
 
 
-def test_progress_comes_from_the_store_where_no_log_does(
-    world: World, node: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("log", [False, True])
+def test_progress_comes_from_the_store_where_the_log_does_not_say_it(
+    world: World, node: str, monkeypatch: pytest.MonkeyPatch, log: bool
 ) -> None:
     def unreachable(*_: object) -> None:
         raise HTTPError("no route to the node")
 
-    monkeypatch.setattr(Asked, "log", unreachable)
+    if not log:
+        monkeypatch.setattr(Asked, "log", unreachable)
     monkeypatch.setattr("nanocode_core.jobs.gke.launcher.SILENCE_SECONDS", 1.0)
     spec = world.spec("count", 'gke.environment={"TOY_PACE": "0.4"}')
     world.launch(spec)
@@ -190,7 +192,7 @@ def test_progress_comes_from_the_store_where_no_log_does(
     steps = [int(found[1]) for line in world.lines if (found := re.match(r"toy: (\d+)/40 steps \(", line))]
     assert len(steps) > 1
     assert steps == sorted(set(steps))
-    assert not world.said("toy: from")
+    assert world.said("toy: from") == log
 
 
 def test_who_comes_back_follows_the_same_job_and_a_cancellation_deletes_it(world: World, node: str) -> None:

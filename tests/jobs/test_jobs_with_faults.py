@@ -27,11 +27,11 @@ def run(store: str, cache: Path, stages: list[str] | None, settings: list[str]) 
 def test_the_stages_of_the_data_come_through_faults(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
     stages = ["corpus", "tokenizer", "tokens"]
     expected, _ = run(str(tmp_path / "store"), tmp_path / "a", stages, SETTINGS)
-    # A hundred requests in all: with these shares one run in five millions would meet no fault.
-    faulty.faults = Faults(unavailable=0.05, reset=0.05, lost=0.05, cut=0.05, short=0.05, stall=0.02, stalls=1)
+    # A hundred requests in all: with these shares 35 faults and more are to be expected.
+    faulty.faults = Faults(unavailable=0.15, reset=0.1, lost=0.1, cut=0.1, short=0.1, stall=0.02, stalls=1)
     digests, lines = run(f"gs://bucket/{tmp_path.name}", tmp_path / "b", stages, SETTINGS)
     assert digests == expected, "\n".join(lines)
-    assert any(faulty.met[kind] for kind in KINDS), faulty.met
+    assert sum(faulty.met[kind] for kind in KINDS) > 10
     assert not Files(f"gs://bucket/{tmp_path.name}").list("work")
 
 

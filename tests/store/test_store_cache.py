@@ -117,7 +117,6 @@ USER = """
 import sys, time
 from pathlib import Path
 from nanocode_core.store.cache import Cache
-from nanocode_core.store.local import replacing
 path = Cache(Path(sys.argv[1]), 10).admit("stage", "used", 8)
 (path / "data").write_bytes(b"x" * int(sys.argv[2]))
 print("used", flush=True)

@@ -60,7 +60,7 @@ def test_a_download_that_was_cut_is_never_taken_for_whole(faulty, root, tmp_path
 
 
 def test_artifacts_and_saved_work_come_through_all_faults_at_once(faulty, root, tmp_path):
-    faulty.faults = Faults(unavailable=0.03, reset=0.03, lost=0.03, cut=0.05, short=0.1, stall=0.02, stall_seconds=2)
+    faulty.faults = Faults(unavailable=0.06, reset=0.06, lost=0.06, cut=0.1, short=0.15, stall=0.02, stall_seconds=2)
     store = Store(root, cache=tmp_path / "cache")
     records = [put(store, key=f"ab{number}") for number in range(4)]
     elsewhere = Store(root, cache=tmp_path / "elsewhere")
@@ -77,7 +77,7 @@ def test_artifacts_and_saved_work_come_through_all_faults_at_once(faulty, root, 
         mirror.save()
     assert Mirror(Files(root), "work/sft/ab", there).restore()
     assert (there / "log").read_bytes() == (here / "log").read_bytes()
-    assert any(faulty.met[kind] for kind in KINDS), faulty.met
+    assert sum(faulty.met[kind] for kind in KINDS) > 3
 
 
 @pytest.mark.parametrize("status", [404, 410])

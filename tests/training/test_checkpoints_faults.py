@@ -63,7 +63,7 @@ def test_checkpoints_come_through_faults(faulty: FaultProxy, tmp_path: Path) -> 
     found = run(f"gs://bucket/{tmp_path.name}")
     assert found["error"] is None
     assert found["sound"] in ([True], [])  # nothing to restore where the first ones were left out
-    assert any(faulty.met[kind] for kind in ("unavailable", "reset", "lost", "cut", "short")), faulty.met
+    assert sum(faulty.met[kind] for kind in ("unavailable", "reset", "lost", "cut", "short")) > 3
 
 
 def test_training_goes_on_without_a_save_or_four_but_not_for_ever(faulty: FaultProxy, tmp_path: Path) -> None:  # noqa: F811
