@@ -138,9 +138,10 @@ class _Follower:
         try:
             saved = self._progress.line(self._log.newest)
         except StorageError as error:
-            saved = f"could not look at the job's saves: {error}"
+            self._line(f"could not look at the job's saves: {error}")
+            return
         if saved:
-            self._line(saved)
+            self._log.give(*saved)
 
     def _judge(self, pod: Pod) -> None:
         """Stop a job that crashes again and again without getting anywhere."""

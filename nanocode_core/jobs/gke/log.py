@@ -24,6 +24,8 @@ class LogFollower:
         self._threads: dict[str, threading.Thread] = {}
         self._end = threading.Event()
         self._ended: set[str] = set()
+        self._lock = threading.Lock()  # over `newest`, `_early` and the order of lines
+        self._early: set[str] = set()  # the lines that were given before the log had them
         self.error: str | None = None
         self.newest = 0.0
 
@@ -35,6 +37,18 @@ class LogFollower:
             thread = threading.Thread(target=self._run, args=(pod,), name=f"log {pod.name}", daemon=True)
             self._threads[pod.uid] = thread
             thread.start()
+
+    def give(self, text: str, written: float) -> None:
+        """Give a line that was had from elsewhere, unless the log is as far; the log won't give it again.
+
+        Args:
+            text: the line as the log will have it.
+            written: when, Unix seconds, not after its moment in the log.
+        """
+        with self._lock:
+            if written > self.newest:
+                self._early.add(text)
+                self._line(text)
 
     def finish(self) -> None:
         """Wait for the last lines, as long as they may take."""
@@ -60,8 +74,7 @@ class LogFollower:
                         continue
                     seen = [*seen, text] if stamp == since else [text]
                     since = stamp
-                    self.newest = max(self.newest, stamp.timestamp())
-                    self._take(text)
+                    self._take(text, stamp.timestamp())
                 if over:
                     return
             except (ApiException, HTTPError, OSError) as error:
@@ -71,9 +84,14 @@ class LogFollower:
                     return
             self._end.wait(RETRY_SECONDS)
 
-    def _take(self, text: str) -> None:
+    def _take(self, text: str, written: float) -> None:
         if self._end.is_set():
             return
         if text.startswith("error: "):
             self.error = text.removeprefix("error: ")
-        self._line(text)
+        with self._lock:
+            self.newest = max(self.newest, written)
+            if text in self._early:
+                self._early.remove(text)
+            else:
+                self._line(text)

@@ -32,11 +32,10 @@ class Progress:
         step, size = self._best
         return self._crashes, f"its checkpoint after step {step}" if step >= 0 else f"{size:,} saved bytes"
 
-    def line(self, since: float) -> str | None:
-        """The job's newest progress line as it was saved; None where it was given before, or is not from after `since`.
+    def line(self, since: float) -> tuple[str, float] | None:
+        """The job's newest progress line as it was saved, and when it was written.
 
-        Args:
-            since: Unix seconds.
+        None where it was given before, or is not from after `since`. Times are Unix seconds.
 
         Raises:
             StorageError: the store can't be read.
@@ -50,7 +49,7 @@ class Progress:
         except FileNotFoundError:
             return None  # the job has just saved a newer one, or ended
         self._given = found.modified / 1e9
-        return b"".join(parts).decode()
+        return b"".join(parts).decode(), self._given
 
     def _reached(self) -> tuple[int, int]:
         """The step of the newest complete checkpoint (-1: none), and the bytes of the other saved files."""
