@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -10,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,9 +22,10 @@ import pytest
 from nanocode_core.config import PROJECT, load_config
 from nanocode_core.constitution.build import build
 from nanocode_core.constitution.families import FAMILIES
+from nanocode_core.constitution.prompts import Request
 from nanocode_core.constitution.soul import Soul, soul_identity, violations
 from nanocode_core.constitution.task import Task
-from nanocode_core.constitution.teacher import Answers, remote_endpoint
+from nanocode_core.constitution.teacher import Answers, Endpoint, Teacher, remote_endpoint
 from nanocode_core.errors import UserError
 from nanocode_core.jobs.job import Job
 from nanocode_core.store import Store
@@ -246,3 +249,48 @@ def test_a_teacher_that_has_answered_is_waited_for(made, tmp_path, monkeypatch, 
             "synthetic.patience_seconds=1",
             f"synthetic.base_url=http://127.0.0.1:{port}/v1",
         )
+
+
+class Failing(BaseHTTPRequestHandler):
+    """Answers one request, and from then on that it is overloaded."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.server.posts += 1
+        self.send_response(200 if self.server.posts == 1 else 503)
+        body = json.dumps({"choices": [{"message": {"content": "{}"}}]}).encode()
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_teacher_that_keeps_failing_is_waited_for_as_long_as_patience_lasts(tmp_path, monkeypatch):
+    for name, value in {"RETRIES": 0, "PAUSE": 0.05, "TELL": 0.5}.items():
+        monkeypatch.setattr(f"nanocode_core.constitution.teacher.{name}", value)
+    lines: list[str] = []
+
+    async def ask_twice(url: str) -> None:
+        answers = Answers(tmp_path / "answers.jsonl")
+        teacher = Teacher(Endpoint("big-model", url, "none"), answers, 3.0, lines.append)
+        try:
+            assert await teacher.ask(Request("turn", "system", "first", 0.0)) == {}
+            await teacher.ask(Request("turn", "system", "second", 0.0))
+        finally:
+            await teacher.close()
+            answers.close()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as server:
+        server.posts = 0
+        threading.Thread(target=server.serve_forever).start()
+        begin = time.monotonic()
+        try:
+            with pytest.raises(UserError, match=r"answers with status 503: .*; what it has answered is kept"):
+                asyncio.run(ask_twice(f"http://127.0.0.1:{server.server_port}/v1"))
+        finally:
+            server.shutdown()
+    assert time.monotonic() - begin > 3
+    assert 1 <= len(lines) <= (time.monotonic() - begin) / 0.5 + 1
+    assert all("is away (status 503: " in line for line in lines)
