@@ -10,7 +10,8 @@ compile caches: `first_step_cold` and `first_step_warm` are the seconds from the
 the end of its first step. The last line is JSON.
 
 nanochat computes full attention here (window pattern L), as its CPU script does: on a CPU its
-sliding windows are slower. Shapes `demo` and `demo_packed` are those of our demo, ours alone.
+sliding windows are slower. Shapes `demo` and `demo_packed` are those of our demo, `d12` is one row of
+that preset, for the time to its first step; ours alone.
 """
 
 import argparse
@@ -29,9 +30,10 @@ SHAPES = {
     "d4": Workload(4, 256, 4, vocabulary=8_192, rows=32),
     "demo": Workload(4, 192, 3, vocabulary=4_096, rows=8),
     "demo_packed": Workload(4, 192, 3, vocabulary=4_096, rows=8, packed=True),
+    "d12": Workload(12, 768, 3, vocabulary=32_768, rows=1, sequence=1_024),
     "tiny": Workload(2, 64, 1, vocabulary=512, rows=4),
 }
-ALONE = ("demo", "demo_packed")
+ALONE = ("demo", "demo_packed", "d12")
 TYPES = ("float32", "bfloat16")
 COLUMNS = (
     "tokens_per_second",

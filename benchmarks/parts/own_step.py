@@ -10,6 +10,7 @@ import argparse
 import json
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from nanocode_core.model.gpt import GPT
 from nanocode_core.model.shape import Shape
 from nanocode_core.training.objectives import HostBatch, next_token, packed_rows, whole_rows
 from nanocode_core.training.optimizer import build_optimizer
-from nanocode_core.training.program import Program, TrainState
+from nanocode_core.training.program import Program
 from nanocode_core.training.setup import keep_freed_memory
 
 STEPS = 1_000
@@ -42,13 +43,17 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     config = load_config(arguments.preset, arguments.sets)
     shape = Shape.of(config.model, config.tokenizer.vocabulary)
-    program, state = make_step(config, shape)
+    program = make_program(config, shape)
     host = random_batch(shape, arguments.rows, arguments.packed)
+    with ThreadPoolExecutor(1) as thread:  # as the training loop does
+        compiling = thread.submit(program.compile, host)
+        state = program.initial(nnx.jit(lambda: GPT(shape, config.seed, program.backend))())
+        step = compiling.result()
     batch = program.place(host)
     times, losses = [], []
     for _ in range(2 + arguments.steps):
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-        state, metrics = program.step(state, batch)
+        state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
         jax.block_until_ready(state)
         times.append(time.perf_counter() - start)
@@ -72,12 +77,11 @@ def main() -> None:
     print(json.dumps(summary))
 
 
-def make_step(config: Config, shape: Shape) -> tuple[Program, TrainState]:
-    """The train step of pretraining under `config` on one device, and the state before its first step."""
+def make_program(config: Config, shape: Shape) -> Program:
+    """The train step of pretraining under `config` on one device."""
     backend = Backend.of(remat=config.model.remat)
     optimizer = build_optimizer(config.training.optimizer, STEPS, shape.width, backend)
-    program = Program(shape, optimizer, next_token, backend, config.training.micro_sequences)
-    return program, program.initial(nnx.jit(lambda: GPT(shape, config.seed, backend))())
+    return Program(shape, optimizer, next_token, backend, config.training.micro_sequences)
 
 
 def random_batch(shape: Shape, rows: int, packed: bool) -> HostBatch:
