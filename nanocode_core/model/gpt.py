@@ -13,6 +13,7 @@ training (whole rows) and decoding (a cache) share every weight and product.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -186,11 +187,12 @@ class GPT(nnx.Module):
         embedded = self.backend.rows(self.embed(tokens))
         x = self.smeared(embedded, jnp.zeros_like(embedded[:, 0]), places == 0)
 
-        def attends(layer: int) -> Attend:
-            window = self.shape.windows[layer]
+        def of_window(window: int | None) -> Attend:
             return lambda q, k, v: attention(q, k, v, segments, window)
 
-        return self.trunk(x, tokens, rope(places, self.shape), attends, scan=self.backend.scan)
+        by_window = {window: of_window(window) for window in self.shape.windows}
+        attends = [by_window[window] for window in self.shape.windows]
+        return self.trunk(x, tokens, rope(places, self.shape), attends.__getitem__, pure=True)
 
     def trunk(
         self,
@@ -198,7 +200,7 @@ class GPT(nnx.Module):
         tokens: Array,
         turn: tuple[Array, Array],
         attends: Callable[[int], Attend],
-        scan: bool = False,
+        pure: bool = False,
         layers: Sequence[Layer] | None = None,
     ) -> Array:
         """All layers and the last norm: [B, T, d] to [B, T, d].
@@ -207,38 +209,36 @@ class GPT(nnx.Module):
             x: the states that enter.
             tokens: [B, T] ids, for the value embeddings.
             turn: the rotations of the places.
-            attends: layer number -> Attend. Under `scan` it is called for the layers of one period only.
-            scan: in `lax.scan` over the periods of equal layers.
+            attends: layer number -> Attend. In a scan it is called for the layers of one period only.
+            pure: an Attend has no effect beside its result. Layers that share one are then traced once: in
+                `lax.scan` over the periods of equal layers, or one by one, as the backend says.
             layers: `self.layers()`, where the caller has them.
         """
-        x0, middle = x, self.shape.depth // 2
+        x0, mid, middle, period = x, x, self.shape.depth // 2, self.shape.period
 
-        def apply(number: int, state: tuple[Array, Array], layer: Layer, index: Array | int) -> tuple[Array, Array]:
-            x, mid = state
-            x = self._layer(layer, x, x0, tokens, turn, attends(number))
-            if not self.shape.backout:
-                return x, mid
-            if isinstance(index, int):
-                return x, x if index == middle else mid
-            return x, jnp.where(index == middle, x, mid)
+        def apply(attend: Attend) -> Callable[..., Array]:
+            return self.backend.recomputed(partial(self._layer, attend))
 
-        state = (x, x if self.shape.backout else jnp.zeros(()))
-        if scan and self.shape.period < self.shape.depth:
-            period = self.shape.period
+        if pure and self.backend.scan and period < self.shape.depth:
 
             def body(state: tuple[Array, Array], group: tuple[tuple[Layer, ...], Array]) -> tuple[Any, None]:
+                x, mid = state
                 for number, layer in enumerate(group[0]):
-                    step = self.backend.recomputed(lambda s, a, i, number=number: apply(number, s, a, i))
-                    state = step(state, layer, group[1] * period + number)
-                return state, None
+                    x = apply(attends(number))(layer, x, x0, tokens, turn)
+                    if self.shape.backout:
+                        mid = jnp.where(group[1] * period + number == middle, x, mid)
+                return (x, mid), None
 
-            groups = jnp.arange(self.shape.depth // period)
-            (x, mid), _ = lax.scan(body, state, (self._grouped(), groups))
+            start = (x, mid if self.shape.backout else jnp.zeros(()))
+            (x, mid), _ = lax.scan(body, start, (self._grouped(), jnp.arange(self.shape.depth // period)))
         else:
+            traced: dict[Attend, Callable[..., Array]] = {}
             for number, layer in enumerate(layers or self.layers()):
-                step = self.backend.recomputed(lambda s, a, number=number: apply(number, s, a, number))
-                state = step(state, layer)
-            x, mid = state
+                attend = attends(number)
+                if attend not in traced:
+                    traced[attend] = jax.jit(apply(attend)) if pure else apply(attend)
+                x = traced[attend](layer, x, x0, tokens, turn)
+                mid = x if number == middle else mid
         if self.shape.backout:
             x = x - self.backout_scale[...].astype(x.dtype) * mid
         return norm(x)
@@ -274,7 +274,7 @@ class GPT(nnx.Module):
         return self.logits(self.hidden(tokens, segments, positions))
 
     def _layer(
-        self, layer: Layer, x: Array, x0: Array, tokens: Array, turn: tuple[Array, Array], attend: Attend
+        self, attend: Attend, layer: Layer, x: Array, x0: Array, tokens: Array, turn: tuple[Array, Array]
     ) -> Array:
         """One layer with its residual scalars and value embedding."""
         if layer.keep is not None and layer.blend is not None:
