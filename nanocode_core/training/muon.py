@@ -19,10 +19,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from nanocode_core.model.backend import Backend
 
 Schedule = Callable[[Array], Array]
+Coefficients = tuple[tuple[float, float, float], ...]
 
-NEWTON_SCHULZ = ((3.4445, -4.775, 2.0315),) * 5
+NEWTON_SCHULZ: Coefficients = ((3.4445, -4.775, 2.0315),) * 5
 """Coefficients a, b, c of X <- a X + (b A + c A A) X with A = X X^T, a triple a step (Jordan et al. 2024)."""
-POLAR_EXPRESS = (
+POLAR_EXPRESS: Coefficients = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
     (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
@@ -31,6 +32,11 @@ POLAR_EXPRESS = (
 )
 """The same, each step with the best triple for what the steps before it leave (Amsel et al. 2025, five
 steps, safety factor 0.02)."""
+
+WIDE_FROM = 2
+"""Long side over short side from which on the iteration runs on the small X X^T (cheaper from 1.5 on)."""
+RESTART = 3
+"""Steps after which that iteration starts again from X X^T."""
 
 SPREAD_FROM = 2**14
 """Elements of a matrix from which on its orthogonalization is spread over the devices."""
@@ -129,14 +135,40 @@ def _orthogonal(x: Array, rule: Muon, dtype: Any) -> Array:
     else:
         coefficients, margin, floor = NEWTON_SCHULZ, 1.0, 1e-7
     x = (x / (_frobenius(x) * margin + floor)).astype(dtype)
-    for a, b, c in coefficients:
-        gram = x @ jnp.swapaxes(x, -1, -2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    # Products of half precision are too coarse for powers of X X^T.
+    wide = dtype == jnp.float32 and max(m, n) >= WIDE_FROM * min(m, n)
+    x = iterated_on_gram(x, coefficients) if wide else iterated(x, coefficients)
     if m > n:
         x = jnp.swapaxes(x, -1, -2)
     x = x.astype(result_type)
     if rule.renormalize:
         x = x * (min(m, n) ** 0.5 / jnp.maximum(_frobenius(x), 1e-6))
+    return x
+
+
+def iterated(x: Array, coefficients: Coefficients) -> Array:
+    """X <- a X + (b A + c A A) X with A = X X^T for each triple; x [..., m, n], m <= n."""
+    for a, b, c in coefficients:
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def iterated_on_gram(x: Array, coefficients: Coefficients) -> Array:
+    """The same in fewer products where m is much smaller than n: two thirds of the FLOPs at n = 4 m.
+
+    A step multiplies X by a polynomial in A, and so A by its square: powers of A are enough, and X is
+    multiplied once at the end. Rounding leaves A with eigenvalues below zero that each step enlarges, hence
+    the fresh start (Gram Newton-Schulz with restarts; Zhang, Amsel, Chen, Dao 2026).
+    """
+    for steps in (coefficients[:RESTART], coefficients[RESTART:]):
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        factor = one = jnp.eye(x.shape[-2], dtype=x.dtype)
+        for number, (a, b, c) in enumerate(steps):
+            step = a * one + b * gram + c * gram @ gram
+            factor = step @ factor if number else step
+            gram = gram @ step @ step
+        x = factor @ x
     return x
 
 

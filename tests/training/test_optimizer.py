@@ -6,7 +6,15 @@ import pytest
 
 from nanocode_core.config.model import Optimizer
 from nanocode_core.model.backend import Backend
-from nanocode_core.training.muon import POLAR_EXPRESS, Muon, muon, orthogonal
+from nanocode_core.training.muon import (
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    Coefficients,
+    Muon,
+    iterated_on_gram,
+    muon,
+    orthogonal,
+)
 from nanocode_core.training.optimizer import (
     build_optimizer,
     decay_curve,
@@ -53,6 +61,24 @@ def test_orthogonal_brings_all_singular_values_near_one() -> None:
         values = np.linalg.svd(np.asarray(orthogonal(matrices, rule, "cpu")), compute_uv=False)
         assert values.min() > low
         assert values.max() < high
+
+
+@pytest.mark.parametrize("coefficients", [NEWTON_SCHULZ, POLAR_EXPRESS])
+@pytest.mark.parametrize("decades", [0, 2, 4, 7])
+def test_the_iteration_on_the_small_gram_matrix_keeps_what_rounding_could_take(
+    coefficients: Coefficients, decades: int
+) -> None:
+    """The longer the tail of small singular values, the sooner eigenvalues of X X^T fall below zero."""
+    random = np.random.default_rng(decades)
+    left, right = (np.linalg.qr(random.normal(size=(rows, 96)))[0] for rows in (96, 384))
+    x = left * 10.0 ** -np.linspace(0, decades, 96) @ right.T
+    x /= np.linalg.norm(x)
+    expected = x
+    for a, b, c in coefficients:
+        gram = expected @ expected.T
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = np.asarray(iterated_on_gram(jnp.asarray(x, jnp.float32), coefficients))
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 5e-5
 
 
 MODERN = Muon(
