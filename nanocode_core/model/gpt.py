@@ -13,7 +13,7 @@ training (whole rows) and decoding (a cache) share every weight and product.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -187,12 +187,14 @@ class GPT(nnx.Module):
         embedded = self.backend.rows(self.embed(tokens))
         x = self.smeared(embedded, jnp.zeros_like(embedded[:, 0]), places == 0)
 
-        def of_window(window: int | None) -> Attend:
+        @cache
+        def within(window: int | None) -> Attend:
             return lambda q, k, v: attention(q, k, v, segments, window)
 
-        by_window = {window: of_window(window) for window in self.shape.windows}
-        attends = [by_window[window] for window in self.shape.windows]
-        return self.trunk(x, tokens, rope(places, self.shape), attends.__getitem__, pure=True)
+        def attends(layer: int) -> Attend:
+            return within(self.shape.windows[layer])
+
+        return self.trunk(x, tokens, rope(places, self.shape), attends, pure=True)
 
     def trunk(
         self,
@@ -216,10 +218,14 @@ class GPT(nnx.Module):
         """
         x0, mid, middle, period = x, x, self.shape.depth // 2, self.shape.period
 
-        def apply(attend: Attend) -> Callable[..., Array]:
-            return self.backend.recomputed(partial(self._layer, attend))
+        scanned = pure and self.backend.scan and period < self.shape.depth
 
-        if pure and self.backend.scan and period < self.shape.depth:
+        @cache
+        def apply(attend: Attend) -> Callable[..., Array]:
+            layer = self.backend.recomputed(partial(self._layer, attend))
+            return jax.jit(layer) if pure and not scanned else layer
+
+        if scanned:
 
             def body(state: tuple[Array, Array], group: tuple[tuple[Layer, ...], Array]) -> tuple[Any, None]:
                 x, mid = state
@@ -232,12 +238,8 @@ class GPT(nnx.Module):
             start = (x, mid if self.shape.backout else jnp.zeros(()))
             (x, mid), _ = lax.scan(body, start, (self._grouped(), jnp.arange(self.shape.depth // period)))
         else:
-            traced: dict[Attend, Callable[..., Array]] = {}
             for number, layer in enumerate(layers or self.layers()):
-                attend = attends(number)
-                if attend not in traced:
-                    traced[attend] = jax.jit(apply(attend)) if pure else apply(attend)
-                x = traced[attend](layer, x, x0, tokens, turn)
+                x = apply(attends(number))(layer, x, x0, tokens, turn)
                 mid = x if number == middle else mid
         if self.shape.backout:
             x = x - self.backout_scale[...].astype(x.dtype) * mid

@@ -163,11 +163,12 @@ def iterated_on_gram(x: Array, coefficients: Coefficients) -> Array:
     """
     for steps in (coefficients[:RESTART], coefficients[RESTART:]):
         gram = x @ jnp.swapaxes(x, -1, -2)
-        factor = one = jnp.eye(x.shape[-2], dtype=x.dtype)
+        factor = step = one = jnp.eye(x.shape[-2], dtype=x.dtype)
         for number, (a, b, c) in enumerate(steps):
+            if number:
+                gram = gram @ step @ step
             step = a * one + b * gram + c * gram @ gram
             factor = step @ factor if number else step
-            gram = gram @ step @ step
         x = factor @ x
     return x
 

@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from float64_reference import reference_logits
 
 from nanocode_core.model.engine import Engine
-from nanocode_core.model.gpt import GPT
+from nanocode_core.model.gpt import GPT, rope
 from nanocode_core.model.head import weighted_loss
 from nanocode_core.model.weights import load_model, named_arrays, save_model
 
@@ -110,6 +111,28 @@ def test_a_scan_over_the_layers_and_every_remat_policy_change_nothing(make_model
         assert float(other) == pytest.approx(float(value), rel=1e-6)
         for one, two in zip(jax.tree.leaves(gradients), jax.tree.leaves(same), strict=True):
             assert np.abs(one - two).max() <= 2e-5 * max(1.0, float(np.abs(one).max()))
+
+
+def test_layers_that_share_their_attention_are_traced_once(modern: GPT) -> None:
+    """Once with a value embedding and once without; one by one where an Attend may have effects, as in decoding."""
+    shape, traced = modern.shape, 0
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        nonlocal traced
+        traced += 1
+        return v
+
+    def run(pure: bool) -> jax.Array:
+        tokens = jnp.zeros((1, 4), jnp.int32)
+        turn = rope(jnp.arange(4), shape)
+        return modern.trunk(modern.embed(tokens), tokens, turn, lambda layer: attend, pure=pure)
+
+    assert not modern.backend.scan
+    one_by_one = run(pure=False)
+    assert traced == shape.depth > 2
+    traced = 0
+    assert np.allclose(run(pure=True), one_by_one, atol=1e-6)
+    assert traced == 2
 
 
 def test_a_modern_model_survives_its_files(modern: GPT, tmp_path) -> None:

@@ -27,13 +27,18 @@ CPU = Backend("cpu")
 PLAIN = Muon(rate=lambda step: 0.02 * (1 - step / 10), momentum=lambda step: 0.85 + 0.1 * step / 300)
 
 
-def newton_schulz(matrix: np.ndarray) -> np.ndarray:
-    """Five quintic steps in float64, always with the short side first."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / np.linalg.norm(x)
-    for _ in range(5):
+def quintic_steps(x: np.ndarray, coefficients: Coefficients) -> np.ndarray:
+    """In float64."""
+    for a, b, c in coefficients:
         gram = x @ x.T
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+def newton_schulz(matrix: np.ndarray) -> np.ndarray:
+    """Five quintic steps, always with the short side first."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = quintic_steps(x / np.linalg.norm(x), ((3.4445, -4.775, 2.0315),) * 5)
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
@@ -73,12 +78,25 @@ def test_the_iteration_on_the_small_gram_matrix_keeps_what_rounding_could_take(
     left, right = (np.linalg.qr(random.normal(size=(rows, 96)))[0] for rows in (96, 384))
     x = left * 10.0 ** -np.linspace(0, decades, 96) @ right.T
     x /= np.linalg.norm(x)
-    expected = x
-    for a, b, c in coefficients:
-        gram = expected @ expected.T
-        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    expected = quintic_steps(x, coefficients)
     found = np.asarray(iterated_on_gram(jnp.asarray(x, jnp.float32), coefficients))
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 5e-5
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64)])
+def test_a_wide_matrix_takes_two_thirds_of_the_products_on_a_cpu(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def products() -> float:
+        """Multiplications of one matrix, read off the traced program."""
+        traced = jax.make_jaxpr(lambda x: orthogonal(x, PLAIN, "cpu"))(jnp.zeros((3, *shape)))
+        (loop,) = (e for e in traced.eqns if e.primitive.name == "scan")
+        dots = [e for e in loop.params["jaxpr"].eqns if e.primitive.name == "dot_general"]
+        return sum(dot.outvars[0].aval.size * dot.invars[0].aval.shape[1] for dot in dots)
+
+    found = products()
+    monkeypatch.setattr("nanocode_core.training.muon.WIDE_FROM", 5)
+    assert 0.6 < found / products() < 0.7
 
 
 MODERN = Muon(
@@ -111,9 +129,7 @@ def test_the_modern_muon_equals_numpy_on_transposed_matrices(shape: tuple[int, i
         rows = np.linalg.norm(g, axis=1, keepdims=True)
         x = g * (np.linalg.norm(g) / np.sqrt(len(g)) / rows)
         x = x / (np.linalg.norm(x) * 1.01 + 1e-6)
-        for a, b, c in POLAR_EXPRESS:
-            gram = x @ x.T
-            x = a * x + (b * gram + c * gram @ gram) @ x
+        x = quintic_steps(x, POLAR_EXPRESS)
         x *= np.sqrt(min(x.shape)) / np.linalg.norm(x)
         axis = 1 if x.shape[0] >= x.shape[1] else 0
         squares = np.mean(x * x, axis=axis, keepdims=True)
