@@ -217,7 +217,6 @@ class GPT(nnx.Module):
             layers: `self.layers()`, where the caller has them.
         """
         x0, mid, middle, period = x, x, self.shape.depth // 2, self.shape.period
-
         scanned = pure and self.backend.scan and period < self.shape.depth
 
         @cache
